@@ -1,0 +1,41 @@
+"""Optimal transport between the predictions of two language models with different tokenizers."""
+
+from mlot._version import __version__
+from mlot.backends import Backend, BackendSpec, available_backends, get_backend, register_backend
+from mlot.config import MultiLevelOTConfig
+from mlot.costs import sequence_cost, token_cost
+from mlot.divergences import had, sinkhorn_distance, sl, uld
+from mlot.losses import Diagnostics, MultiLevelOTResult, multi_level_ot
+from mlot.masks import mask_from_labels
+from mlot.matching import assign, matching_gap
+from mlot.sources import LinearHead
+from mlot.traces import Traces, select
+from mlot.transport import TransportResult, emd, sinkhorn
+
+__all__ = [
+    "Backend",
+    "BackendSpec",
+    "Diagnostics",
+    "LinearHead",
+    "MultiLevelOTConfig",
+    "MultiLevelOTResult",
+    "Traces",
+    "TransportResult",
+    "__version__",
+    "assign",
+    "available_backends",
+    "emd",
+    "get_backend",
+    "had",
+    "mask_from_labels",
+    "matching_gap",
+    "multi_level_ot",
+    "register_backend",
+    "select",
+    "sequence_cost",
+    "sinkhorn",
+    "sinkhorn_distance",
+    "sl",
+    "token_cost",
+    "uld",
+]

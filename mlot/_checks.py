@@ -1,0 +1,238 @@
+"""Checks of arguments, all done before any computation. Every message names the argument."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from mlot._typing import Array
+from mlot.backends.base import Backend
+from mlot.backends.registry import available_backends, find_backend, get_backend
+from mlot.sources import LinearHead, Source, arrays_of
+from mlot.traces import Traces
+
+# -- plain values ----------------------------------------------------------------------------------------
+
+
+def count(name: str, value: Any, *, allow_none: bool = False, least: int = 1) -> None:
+    """Require an integer of at least ``least``."""
+    if value is None and allow_none:
+        return
+    wanted = f"an integer >= {least}" + (" or None" if allow_none else "")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__} {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def number(name: str, value: Any, *, allow_none: bool = False, allow_zero: bool = False) -> None:
+    """Require a positive (or non-negative) finite number."""
+    if value is None and allow_none:
+        return
+    wanted = f"a finite number {'>=' if allow_zero else '>'} 0" + (" or None" if allow_none else "")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__} {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not allow_zero):
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def flag(name: str, value: Any) -> None:
+    """Require a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__} {value!r}")
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
+    """Require one of some strings."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {options}, got {type(value).__name__} {value!r}")
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {options}, got {value!r}")
+
+
+def temperatures(temperature: Any, extra: Any) -> tuple[float, ...]:
+    """Check a temperature and further ones; return the further ones as a tuple."""
+    number("temperature", temperature)
+    if not isinstance(extra, tuple | list):
+        raise TypeError(f"extra_temperatures: expected a tuple of numbers, got {type(extra).__name__} {extra!r}")
+    for value in extra:
+        number("extra_temperatures", value)
+    return tuple(float(value) for value in extra)
+
+
+# -- finding the backend ---------------------------------------------------------------------------------
+
+
+def resolve(arguments: dict[str, Any], backend: str | None) -> tuple[Backend, list[Any]]:
+    """Find the backend of some arguments (arrays, sources or None) and hand them back, converted if need be.
+
+    Raises:
+        TypeError: an argument is no array, kinds of array are mixed, or one cannot be converted.
+        ValueError: unknown backend, or arrays on different devices.
+    """
+    leaves = [(name, leaf) for name, value in arguments.items() if value is not None for leaf in arrays_of(value)]
+    if backend is not None:
+        xp = get_backend(backend)
+        converted = [_convert(xp, name, value) for name, value in arguments.items()]
+        leaves = [
+            (name, leaf)
+            for name, value in zip(arguments, converted, strict=True)
+            if value is not None
+            for leaf in arrays_of(value)
+        ]
+        _same_device(xp, leaves)
+        return xp, converted
+    found: dict[str, str] = {}
+    for name, leaf in leaves:
+        kind = find_backend(leaf)
+        if kind is None:
+            raise TypeError(
+                f"{name}: expected an array of a registered backend ({', '.join(available_backends())}) "
+                f"or a source of such arrays, got {_type_name(leaf)}"
+            )
+        found.setdefault(kind, name)
+    if len(found) > 1:
+        (first, first_name), (second, second_name) = list(found.items())[:2]
+        raise TypeError(
+            f"{second_name}: array kinds are mixed: {first_name} is {first}, {second_name} is {second}; "
+            "pass arrays of one kind, or say backend=..."
+        )
+    xp = get_backend(next(iter(found)))
+    _same_device(xp, leaves)
+    return xp, list(arguments.values())
+
+
+def _convert(xp: Backend, name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, LinearHead | Traces):
+        return value.map(lambda array: xp.convert(array, name))
+    return xp.convert(value, name)
+
+
+def _same_device(xp: Backend, leaves: list[tuple[str, Array]]) -> None:
+    if not leaves:
+        return
+    first_name, first = leaves[0]
+    for name, leaf in leaves[1:]:
+        if xp.device(leaf) != xp.device(first):
+            raise ValueError(
+                f"{name}: expected the device of {first_name}, {xp.device(first)}, got {xp.device(leaf)}"
+            )
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+# -- arrays ----------------------------------------------------------------------------------------------
+
+
+def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask: Array | None) -> Array:
+    """Check a source and its mask; return the mask, made if there was none."""
+    if isinstance(source, Traces):
+        if mask is not None:
+            _mask(xp, mask_name, mask, source.shape[:2], name)
+            if bool((mask != source.mask).any()):
+                raise ValueError(
+                    f"{mask_name}: expected the mask that the traces were selected with (or None), "
+                    f"got one that differs from {name}.mask"
+                )
+        return source.mask
+    if isinstance(source, LinearHead):
+        for field, array in (("hidden", source.hidden), ("weight", source.weight), ("bias", source.bias)):
+            if array is not None:
+                _floating(xp, f"{name}.{field}", array)
+    else:
+        if len(source.shape) != 3:
+            raise ValueError(f"{name}: expected logits (B, T, V), got shape {tuple(source.shape)}")
+        _floating(xp, name, source)
+    if source.shape[2] == 0:
+        raise ValueError(f"{name}: expected a vocabulary of at least one column, got shape {tuple(source.shape)}")
+    if mask is None:
+        return xp.full_mask(source)
+    _mask(xp, mask_name, mask, source.shape[:2], name)
+    return mask
+
+
+def same_batch(student: Source, teacher: Source) -> None:
+    """Require sources of one batch size."""
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"teacher: expected the batch size of student, {student.shape[0]}, got {teacher.shape[0]} "
+            f"(student {tuple(student.shape)}, teacher {tuple(teacher.shape)})"
+        )
+
+
+def pairs(
+    xp: Backend, value: Array | None, student: Source, teacher: Source, student_mask: Array, teacher_mask: Array
+) -> Array:
+    """Check pairs of positions, or make them by index; return them with invalid ones blanked."""
+    if value is None:
+        return xp.index_pairs(student_mask, teacher_mask)
+    batch = student.shape[0]
+    if len(value.shape) != 3 or value.shape[0] != batch or value.shape[2] != 2:
+        raise ValueError(f"pairs: expected ({batch}, P, 2), got shape {tuple(value.shape)}")
+    if xp.kind(value) != "integer":
+        raise TypeError(f"pairs: expected integers, got {value.dtype}")
+    if value.shape[0] and value.shape[1]:
+        for side, who, length in ((0, "student", student.shape[1]), (1, "teacher", teacher.shape[1])):
+            column = value[:, :, side]
+            low, high = int(column.min()), int(column.max())
+            if low < -1 or high >= length:
+                raise ValueError(
+                    f"pairs: expected {who} positions from 0 to {length - 1} (or -1 for no pair), "
+                    f"got {low if low < -1 else high}"
+                )
+    return xp.restrict_pairs(value, student_mask, teacher_mask)
+
+
+def traces(name: str, value: Any) -> None:
+    """Require traces."""
+    if not isinstance(value, Traces):
+        raise TypeError(f"{name}: expected Traces (see mlot.select), got {_type_name(value)}")
+
+
+def matched_traces(student: Any, teacher: Any) -> None:
+    """Require traces of one batch and one number of columns."""
+    traces("student", student)
+    traces("teacher", teacher)
+    same_batch(student, teacher)
+    if student.k != teacher.k:
+        raise ValueError(f"student: expected matched traces of {teacher.k} columns, as the teacher, got {student.k}")
+
+
+def shared_temperature(student: Traces, teacher: Traces, temperature: float | None) -> None:
+    """Require a temperature that both traces serve."""
+    number("temperature", temperature, allow_none=True)
+    if temperature is not None:
+        student.require(temperature)
+        teacher.require(temperature)
+    elif student.temperature != teacher.temperature:
+        raise ValueError(
+            f"temperature: expected one that both traces serve, got None with student at {student.temperature} "
+            f"and teacher at {teacher.temperature}"
+        )
+
+
+def num_items(value: Any) -> None:
+    """Require a positive number or a scalar array, which is taken as it is."""
+    if value is None or hasattr(value, "shape"):
+        if value is not None and math.prod(value.shape) != 1:
+            raise ValueError(f"num_items: expected one number, got shape {tuple(value.shape)}")
+        return
+    number("num_items", value)
+
+
+def _mask(xp: Backend, name: str, mask: Array, shape: tuple[int, ...], of: str) -> None:
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, as {of}, got {tuple(mask.shape)}")
+    if xp.kind(mask) != "bool":
+        raise TypeError(f"{name}: expected booleans, got {mask.dtype}")
+
+
+def _floating(xp: Backend, name: str, array: Array) -> None:
+    if xp.kind(array) != "float":
+        raise TypeError(f"{name}: expected floating-point numbers, got {array.dtype}")

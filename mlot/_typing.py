@@ -1,0 +1,12 @@
+"""Names for the types that signatures speak of."""
+
+from typing import Any, Literal, TypeAlias
+
+#: A NumPy array, a torch tensor, or whatever array type a registered backend serves.
+Array: TypeAlias = Any
+
+ArrayKind: TypeAlias = Literal["float", "integer", "bool", "other"]
+CostKind: TypeAlias = Literal["l1", "log"]
+Matching: TypeAlias = Literal["optimal", "greedy", "rank", "sinkhorn"]
+HardMatching: TypeAlias = Literal["optimal", "greedy", "rank"]
+Reduction: TypeAlias = Literal["none", "sum", "mean"]

@@ -1,0 +1,210 @@
+"""What a backend is: the operations it provides. Whole operations, not an array shim."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot._typing import Array, ArrayKind, CostKind, HardMatching
+from mlot.backends.registry import BackendSpec, available_backends, get_backend, register_backend
+from mlot.sources import Source
+from mlot.traces import Traces
+
+__all__ = [
+    "Backend",
+    "BackendSpec",
+    "Transport",
+    "available_backends",
+    "get_backend",
+    "register_backend",
+]
+
+
+class Transport(NamedTuple):
+    """What a transport solver found, batched: plan, value and how well the marginals are met."""
+
+    plan: Array  #: ``(B, T_t, T_s)``
+    value: Array  #: ``(B,)``, the cost of the plan
+    marginal_error: Array  #: ``(B,)``, L1 distance of the plan's marginals from those asked for
+    n_iter: Array  #: ``(B,)`` integers, rounds done
+
+
+class Backend(ABC):
+    """Operations on batches of arrays of one kind. Arguments arrive checked.
+
+    Between operations the library uses of an array only ``shape``, ``dtype``, slicing, arithmetic and
+    comparison with its like and with numbers, ``swapaxes``, and the reductions ``sum``, ``min``, ``max``,
+    ``argmax``, ``any``, ``all`` and ``clip``.
+
+    In what follows ``B`` counts sequences, ``T`` positions, ``P`` pairs. ``pairs`` are integers ``(B, P, 2)``,
+    each ``[student position, teacher position]``, with ``[-1, -1]`` where there is none; positions in them are
+    valid on both sides. A sequence without pairs or without valid positions has divergence 0 and a zero
+    gradient. What a mask excludes must not influence any result, whatever it holds.
+    """
+
+    name: str
+
+    # -- describing arrays -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def kind(self, array: Array) -> ArrayKind:
+        """Kind of number that the array holds."""
+
+    @abstractmethod
+    def device(self, array: Array) -> str:
+        """Device that the array lives on, as text."""
+
+    @abstractmethod
+    def convert(self, array: Array, name: str) -> Array:
+        """Turn another backend's array into one of this backend's, for an explicit ``backend=``.
+
+        Raises:
+            TypeError: it cannot be done, or would lose a gradient; the message starts with ``name``.
+        """
+
+    @abstractmethod
+    def from_numpy(self, array: NDArray[np.generic], device: object = None) -> Array:
+        """Turn a NumPy array into one of this backend's."""
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> NDArray[np.generic]:
+        """Values of one of this backend's arrays as NumPy; gradients are left behind."""
+
+    @abstractmethod
+    def stop_gradient(self, array: Array) -> Array:
+        """Return the array as a constant for differentiation."""
+
+    # -- masks and pairs ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def full_mask(self, source: Source) -> Array:
+        """Mask ``(B, T)`` that excludes nothing, on the device of the source."""
+
+    @abstractmethod
+    def mask_from_labels(self, labels: Array, ignore_index: int) -> Array:
+        """Positions ``t`` of ``(B, T)`` labels for which ``labels[t + 1]`` is not ``ignore_index``."""
+
+    @abstractmethod
+    def index_pairs(self, student_mask: Array, teacher_mask: Array) -> Array:
+        """Pair the i-th valid student position with the i-th valid teacher position."""
+
+    @abstractmethod
+    def restrict_pairs(self, pairs: Array, student_mask: Array, teacher_mask: Array) -> Array:
+        """Replace by ``[-1, -1]`` every pair with a negative entry or a position outside its mask."""
+
+    @abstractmethod
+    def count_pairs(self, pairs: Array) -> Array:
+        """Number of pairs in each sequence, ``(B,)``, in a floating type."""
+
+    @abstractmethod
+    def count_positions(self, mask: Array) -> Array:
+        """Number of valid positions in each sequence, ``(B,)``, in a floating type."""
+
+    # -- selection ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(
+        self,
+        source: Source,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        """Equations (10), (12): traces of the ``k`` heaviest columns. The source is never `Traces` here."""
+
+    @abstractmethod
+    def take(
+        self,
+        source: Source,
+        columns: Array,
+        mask: Array,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        """Traces of given columns ``(B, k)`` of a source."""
+
+    @abstractmethod
+    def keep(self, traces: Traces, index: Array) -> Traces:
+        """Traces of the kept columns that ``index`` ``(B, k')`` points at, in its order."""
+
+    # -- costs, matching, transport ----------------------------------------------------------------------
+
+    @abstractmethod
+    def token_cost(
+        self, student: Traces, teacher: Traces, pairs: Array, *, kind: CostKind, temperature: float | None
+    ) -> Array:
+        """Cost ``(B, k_t, k_s)`` between whole columns, summed over the pairs."""
+
+    @abstractmethod
+    def assign(self, cost: Array, *, method: HardMatching) -> Array:
+        """Column ``(B, R)`` that each row of a cost ``(B, R, S)``, R <= S, is matched with; injective."""
+
+    @abstractmethod
+    def sequence_cost(
+        self,
+        student: Traces,
+        teacher: Traces,
+        *,
+        kind: CostKind,
+        temperature: float | None,
+        coupling: Array | None = None,
+    ) -> Array:
+        """Cost ``(B, T_t, T_s)`` between positions over matched columns; 0 where either is masked out.
+
+        With a ``coupling`` ``(B, k_t, k_s)``, the student's columns are first mixed by it.
+        """
+
+    @abstractmethod
+    def marginals(self, student_mask: Array, teacher_mask: Array, like: Array) -> tuple[Array, Array]:
+        """Uniform weights over valid positions: teacher ``(B, T_t)``, student ``(B, T_s)``.
+
+        In the type that a computation on ``like`` has. Both are zero for a sequence that has no valid position on one of the sides.
+        """
+
+    @abstractmethod
+    def sinkhorn(
+        self,
+        cost: Array,
+        a: Array,
+        b: Array,
+        *,
+        epsilon: float,
+        n_iter: int,
+        tol: float | None,
+        cost_bound: float | None,
+    ) -> Transport:
+        """Equations (17)-(20): the plan after ``n_iter`` rounds of rows, then columns.
+
+        Rows with ``a = 0`` and columns with ``b = 0`` take no mass. With ``tol`` a sequence stops at the first
+        round whose marginal error is at most that. ``cost_bound`` bounds the entries of the cost, if known.
+        """
+
+    @abstractmethod
+    def emd(self, cost: Array, a: Array, b: Array) -> Transport:
+        """Exact optimal transport; ``n_iter`` is zero."""
+
+    # -- divergences, (B,), literal sums -----------------------------------------------------------------
+
+    @abstractmethod
+    def had(self, student: Traces, teacher: Traces, pairs: Array) -> Array:
+        """Equation (14) on matched traces."""
+
+    @abstractmethod
+    def sl(self, student: Traces, teacher: Traces, pairs: Array) -> Array:
+        """Equation (16) on matched traces; zero teacher mass contributes exactly 0."""
+
+    @abstractmethod
+    def uld(self, student: Source, teacher: Source, student_mask: Array, teacher_mask: Array, pairs: Array) -> Array:
+        """L1 distance of the descending probabilities of the two full vocabularies, over the pairs."""
+
+    @abstractmethod
+    def inner(self, plan: Array, cost: Array) -> Array:
+        """Sum of plan times cost over all but the first axis; zero mass contributes exactly 0."""

@@ -1,0 +1,326 @@
+"""The training backend: torch, batched, differentiable, on the host and on accelerators.
+
+Computes in float32 for lower precisions and in float64 for float64, whatever autocast says. Nothing waits for
+the device but what needs the host: the optimal assignment, exact transport, a tolerance, and given pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlot._typing import ArrayKind, CostKind, HardMatching
+from mlot.backends import torch_select
+from mlot.backends.base import Backend, Transport
+from mlot.backends.torch_costs import PairwiseL1, log_cost
+from mlot.backends.torch_rows import Kind, compute_dtype
+from mlot.backends.torch_transport import SAFE_EXPONENT, Sinkhorn
+from mlot.backends.torch_uld import Uld
+from mlot.sources import LinearHead, Source
+from mlot.traces import Traces
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _full_precision(method: F) -> F:
+    """Switch autocast off inside an operation: it would round what is meant to be float32."""
+
+    @wraps(method)
+    def wrapped(self: TorchBackend, first: Any, *args: Any, **kwargs: Any) -> Any:
+        tensor = next(t for t in (getattr(first, "log_probs", None), getattr(first, "hidden", None), first) if t is not None)
+        with torch.autocast(device_type=tensor.device.type, enabled=False):
+            return method(self, first, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+class TorchBackend(Backend):
+    """Torch tensors in and out."""
+
+    name = "torch"
+
+    def kind(self, array: Tensor) -> ArrayKind:
+        if array.is_floating_point():
+            return "float"
+        if array.dtype == torch.bool:
+            return "bool"
+        return "other" if array.is_complex() else "integer"
+
+    def device(self, array: Tensor) -> str:
+        return str(array.device)
+
+    def convert(self, array: Any, name: str) -> Tensor:
+        if isinstance(array, Tensor):
+            return array
+        if not hasattr(array, "shape"):
+            raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
+        return torch.as_tensor(np.asarray(array))
+
+    def from_numpy(self, array: NDArray[Any], device: object = None) -> Tensor:
+        return torch.from_numpy(array.copy()).to(device)  # type: ignore[arg-type]
+
+    def to_numpy(self, array: Tensor) -> NDArray[Any]:
+        array = array.detach().cpu()
+        return array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
+
+    def stop_gradient(self, array: Tensor) -> Tensor:
+        return array.detach()
+
+    # -- masks and pairs ---------------------------------------------------------------------------------
+
+    def full_mask(self, source: Source) -> Tensor:
+        like = source.hidden if isinstance(source, LinearHead) else source
+        return torch.ones(source.shape[:2], dtype=torch.bool, device=like.device)
+
+    def mask_from_labels(self, labels: Tensor, ignore_index: int) -> Tensor:
+        mask = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
+        mask[:, :-1] = labels[:, 1:] != ignore_index
+        return mask
+
+    def index_pairs(self, student_mask: Tensor, teacher_mask: Tensor) -> Tensor:
+        width = min(student_mask.shape[1], teacher_mask.shape[1])
+        sides = [_valid_first(mask)[:, :width] for mask in (student_mask, teacher_mask)]
+        shorter = torch.minimum(student_mask.sum(1), teacher_mask.sum(1))
+        real = torch.arange(width, device=student_mask.device) < shorter[:, None]
+        return torch.where(real[..., None], torch.stack(sides, -1), -1)
+
+    def restrict_pairs(self, pairs: Tensor, student_mask: Tensor, teacher_mask: Tensor) -> Tensor:
+        pairs = pairs.long()
+        if 0 in (pairs.shape[1], student_mask.shape[1], teacher_mask.shape[1]):
+            return torch.full_like(pairs, -1)
+        real = (pairs >= 0).all(-1)
+        student, teacher = pairs.clamp(min=0).unbind(-1)
+        real &= student_mask.gather(1, student) & teacher_mask.gather(1, teacher)
+        return torch.where(real[..., None], pairs, -1)
+
+    def count_pairs(self, pairs: Tensor) -> Tensor:
+        return (pairs[:, :, 0] >= 0).sum(1).float()
+
+    def count_positions(self, mask: Tensor) -> Tensor:
+        return mask.sum(1).float()
+
+    # -- selection ---------------------------------------------------------------------------------------
+
+    @_full_precision
+    def select(
+        self,
+        source: Source,
+        mask: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        settings = torch_select.Settings(temperature, extra_temperatures, standardize)
+        kind = Kind(source)
+        with torch.no_grad():
+            lse, mass = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=True)
+            assert mass is not None
+            columns = torch_select.heaviest_columns(mass, k)
+        return self._traces(kind, columns, mask, lse, settings, mass.gather(1, columns), int(source.shape[2]))
+
+    @_full_precision
+    def take(
+        self,
+        source: Source,
+        columns: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        settings = torch_select.Settings(temperature, extra_temperatures, standardize)
+        kind = Kind(source)
+        with torch.no_grad():
+            lse, _ = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=False)
+        return self._traces(kind, columns, mask, lse, settings, None, int(source.shape[2]))
+
+    def _traces(
+        self,
+        kind: Kind,
+        columns: Tensor,
+        mask: Tensor,
+        lse: Tensor,
+        settings: torch_select.Settings,
+        mass: Tensor | None,
+        vocabulary: int,
+    ) -> Traces:
+        log_probs, normalizers = torch_select.Take.apply(kind.forget(), columns, mask, lse, settings, *kind.tensors)
+        if mass is None:
+            mass = log_probs.detach().exp().sum(1)
+        return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
+
+    def keep(self, traces: Traces, index: Tensor) -> Traces:
+        along = index[:, None, :].expand(-1, traces.log_probs.shape[1], -1)
+        return Traces(
+            traces.columns.gather(1, index),
+            traces.log_probs.gather(2, along),
+            traces.log_normalizers,
+            traces.column_mass.gather(1, index),
+            traces.mask,
+            traces.vocab_size,
+            traces.temperature,
+            traces.extra_temperatures,
+            traces.standardize,
+        )
+
+    # -- costs, matching, transport ----------------------------------------------------------------------
+
+    @_full_precision
+    def token_cost(
+        self, student: Traces, teacher: Traces, pairs: Tensor, *, kind: CostKind, temperature: float | None
+    ) -> Tensor:
+        s, t = _paired(student.at(temperature), teacher.at(temperature), pairs)
+        if kind == "log":
+            return log_cost(s.mT, t.exp().mT)
+        return _pairwise_l1(t.exp().mT, s.exp().mT)
+
+    @torch.no_grad()
+    @_full_precision
+    def assign(self, cost: Tensor, *, method: HardMatching) -> Tensor:
+        batch, rows, _ = cost.shape
+        if method == "rank":
+            return torch.arange(rows, device=cost.device).expand(batch, -1).contiguous()
+        if method == "optimal":
+            from scipy.optimize import linear_sum_assignment
+
+            host = _finite(cost).double().cpu().numpy()
+            columns = np.array([linear_sum_assignment(matrix)[1] for matrix in host], dtype=np.int64)
+            return torch.from_numpy(columns.reshape(batch, rows)).to(cost.device)
+        left = _finite(cost).clone()
+        chosen = torch.empty((batch, rows), dtype=torch.long, device=cost.device)
+        for row in range(rows):
+            chosen[:, row] = left[:, row].argmin(1)
+            left.scatter_(2, chosen[:, row, None, None].expand(-1, rows, 1), torch.inf)
+        return chosen
+
+    @_full_precision
+    def sequence_cost(
+        self,
+        student: Traces,
+        teacher: Traces,
+        *,
+        kind: CostKind,
+        temperature: float | None,
+        coupling: Tensor | None = None,
+    ) -> Tensor:
+        s, t = student.at(temperature), teacher.at(temperature).exp()
+        if coupling is not None:
+            mixed = torch.bmm(s.exp(), coupling.mT)
+            s = torch.where(student.mask[..., None], mixed, 1).log()
+        cost = log_cost(s, t) if kind == "log" else _pairwise_l1(t, s.exp())
+        return cost.masked_fill(~(teacher.mask[:, :, None] & student.mask[:, None, :]), 0)
+
+    def marginals(self, student_mask: Tensor, teacher_mask: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = compute_dtype(like.dtype)
+        both = (student_mask.any(1) & teacher_mask.any(1))[:, None]
+
+        def uniform(mask: Tensor) -> Tensor:
+            return (mask & both).to(dtype) / mask.sum(1, keepdim=True).clamp(min=1)
+
+        return uniform(teacher_mask), uniform(student_mask)
+
+    @_full_precision
+    def sinkhorn(
+        self,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        *,
+        epsilon: float,
+        n_iter: int,
+        tol: float | None,
+        cost_bound: float | None,
+    ) -> Transport:
+        dtype = compute_dtype(cost.dtype)
+        safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
+        found = Sinkhorn.apply(cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe)
+        return Transport(*found)
+
+    @_full_precision
+    def emd(self, cost: Tensor, a: Tensor, b: Tensor) -> Transport:
+        for name, weights in (("a", a), ("b", b)):
+            if weights.requires_grad:
+                raise TypeError(f"{name}: exact transport has no gradient for weights; pass {name}.detach()")
+        from mlot.backends.numpy_pot import NumpyBackend
+
+        cost = cost.to(compute_dtype(cost.dtype))
+        host = [array.detach().double().cpu().numpy() for array in (cost, a, b)]
+        solved = NumpyBackend().emd(*host)
+        plan, error, rounds = (
+            torch.from_numpy(array).to(cost.device) for array in (solved.plan, solved.marginal_error, solved.n_iter)
+        )
+        plan = plan.to(cost.dtype)
+        return Transport(plan, (plan * cost).sum((1, 2)), error.to(cost.dtype), rounds)
+
+    # -- divergences -------------------------------------------------------------------------------------
+
+    @_full_precision
+    def had(self, student: Traces, teacher: Traces, pairs: Tensor) -> Tensor:
+        s, t = _paired(student.log_probs, teacher.log_probs, pairs)
+        return (t.exp() - s.exp()).abs().sum((1, 2))
+
+    @_full_precision
+    def sl(self, student: Traces, teacher: Traces, pairs: Tensor) -> Tensor:
+        s, t = _paired(student.log_probs, teacher.log_probs, pairs)
+        none = torch.isneginf(t)
+        return -(t.exp() * s.masked_fill(none, 0)).sum((1, 2))
+
+    @_full_precision
+    def uld(self, student: Source, teacher: Source, student_mask: Tensor, teacher_mask: Tensor, pairs: Tensor) -> Tensor:
+        real = pairs[:, :, 0] >= 0
+        batch = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(real)
+        b, i, j = batch.flatten(), pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()
+        valid = real.flatten()
+        if valid.device.type == "cpu":  # elsewhere nobody waits to learn which pairs are real
+            b, i, j, valid = b[valid], i[valid], j[valid], valid[valid]
+        elif 0 in (student.shape[1], teacher.shape[1]):
+            b, i, j, valid = b[:0], i[:0], j[:0], valid[:0]
+        kinds = Kind(student), Kind(teacher)
+        tensors = (*kinds[0].tensors, *kinds[1].tensors)
+        index = (b, i.clamp(min=0), j.clamp(min=0))
+        distances = Uld.apply(kinds[0].forget(), kinds[1].forget(), valid, index, *tensors)
+        return distances.new_zeros(len(pairs)).index_add(0, b, distances)
+
+    def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
+        return (plan * cost.masked_fill(plan == 0, 0)).flatten(1).sum(1)
+
+
+def _valid_first(mask: Tensor) -> Tensor:
+    """Positions of each sequence, the valid ones first and in order."""
+    return (~mask).to(torch.int8).sort(dim=1, stable=True).indices
+
+
+def _paired(student: Tensor, teacher: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities at both ends of each pair, ``(B, P, k)``; minus infinity where there is none."""
+    real = pairs[:, :, :1] >= 0
+    sides = []
+    for side, values in enumerate((student, teacher)):
+        index = pairs[:, :, side : side + 1].clamp(min=0).expand(-1, -1, values.shape[2])
+        if values.shape[1] == 0:
+            sides.append(values.new_full(index.shape, -torch.inf))
+            continue
+        sides.append(values.gather(1, index).masked_fill(~real, -torch.inf))
+    s, t = sides
+    dtype = torch.promote_types(compute_dtype(s.dtype), compute_dtype(t.dtype))
+    return s.to(dtype), t.to(dtype)
+
+
+def _pairwise_l1(x: Tensor, y: Tensor) -> Tensor:
+    dtype = torch.promote_types(compute_dtype(x.dtype), compute_dtype(y.dtype))
+    return PairwiseL1.apply(x.to(dtype), y.to(dtype))  # type: ignore[no-any-return]
+
+
+def _finite(cost: Tensor) -> Tensor:
+    """Cost with infinities replaced by a number that outweighs everything finite."""
+    finite = torch.isfinite(cost)
+    bound = torch.where(finite, cost.abs(), 0).sum((1, 2), keepdim=True) + 1
+    return torch.where(finite, cost, bound)

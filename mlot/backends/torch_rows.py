@@ -1,0 +1,228 @@
+"""Reading logits a few rows at a time, from a dense tensor or from a linear head.
+
+Selection and ULD are the only operations that see a full vocabulary. Both walk over slices of rows small
+enough to stay in cache, so that no array of the size of the logits is made besides their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from mlot.sources import LinearHead
+
+#: Size in bytes of one slice of logits, on the host and on accelerators.
+HOST_SLICE_BYTES = 1 << 21
+DEVICE_SLICE_BYTES = 1 << 28
+
+#: Which positions: a block of sequences by positions, or a list of both.
+Where: TypeAlias = tuple[slice, slice] | tuple[Tensor, Tensor]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type to compute in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_in_slice(device: torch.device, vocabulary: int, itemsize: int) -> int:
+    """Number of rows whose logits fit into one slice, at least one."""
+    budget = HOST_SLICE_BYTES if device.type == "cpu" else DEVICE_SLICE_BYTES
+    return max(1, budget // max(1, vocabulary * itemsize))
+
+
+def slices(mask: Tensor, vocabulary: int, itemsize: int) -> Iterator[tuple[slice, slice]]:
+    """Cover the valid positions of a mask by blocks.
+
+    On the host, positions that are masked out are stepped over. On a device nobody waits for the mask: the
+    blocks cover everything, and what reads them has to blank what is masked out.
+    """
+    batch, length = mask.shape
+    if batch == 0 or length == 0:
+        return
+    on_host = mask.device.type == "cpu"
+    rows = rows_in_slice(mask.device, vocabulary, itemsize)
+    if length <= rows and (not on_host or bool(mask.all())):
+        step = max(1, rows // length)
+        for b in range(0, batch, step):
+            yield slice(b, min(b + step, batch)), slice(0, length)
+        return
+    for b in range(batch):
+        for start, stop in _runs(mask[b]) if on_host else [(0, length)]:
+            pieces = -(-(stop - start) // rows)  # cut evenly, so that none is a single row for no reason
+            for piece in range(pieces):
+                t0 = start + (stop - start) * piece // pieces
+                t1 = start + (stop - start) * (piece + 1) // pieces
+                yield slice(b, b + 1), slice(t0, t1)
+
+
+def _runs(mask: Tensor) -> list[tuple[int, int]]:
+    """Contiguous runs of valid positions, as (start, stop)."""
+    edges = torch.nn.functional.pad(mask.to(torch.int8), (1, 1)).diff()
+    starts, stops = (edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten()
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+class DenseRows:
+    """Rows of dense logits; a block that is read is a view."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.shape = logits.shape
+        self.device = logits.device
+        self.dtype = compute_dtype(logits.dtype)
+
+    def read(self, where: Where) -> Tensor:
+        return self.logits[where]
+
+    def columns(self, columns: Tensor) -> Tensor:
+        """Logits ``(B, T, k)`` of some columns ``(B, k)``."""
+        index = columns[:, None, :].expand(-1, self.shape[1], -1)
+        return self.logits.gather(2, index).to(self.dtype)
+
+
+class HeadRows:
+    """Rows of the logits of a linear head, computed as they are read, in the compute dtype."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float | None
+    ) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.softcap, self.scale = softcap, scale
+        self.shape = torch.Size((*hidden.shape[:2], weight.shape[0]))
+        self.device = hidden.device
+        self.dtype = compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
+
+    def read(self, where: Where) -> Tensor:
+        hidden = self.hidden[where].to(self.dtype)
+        logits = hidden.new_empty((*hidden.shape[:-1], self.shape[2]))
+        flat, out = hidden.flatten(0, -2), logits.flatten(0, -2)
+        for v in self.blocks():
+            torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])
+        return self._finish(logits, self.bias)
+
+    def columns(self, columns: Tensor) -> Tensor:
+        """Logits ``(B, T, k)`` of some columns ``(B, k)``."""
+        weight = self.weight[columns].to(self.dtype)
+        logits = self.hidden.to(self.dtype) @ weight.mT
+        return self._finish(logits, None if self.bias is None else self.bias[columns][:, None, :])
+
+    def blocks(self) -> Iterator[slice]:
+        """Ranges of the vocabulary whose weights are cast together; one range if no cast is needed."""
+        vocabulary, width = self.weight.shape
+        step = vocabulary
+        if self.weight.dtype != self.dtype:
+            step = rows_in_slice(self.device, width, self.dtype.itemsize)
+        for v in range(0, vocabulary, step):
+            yield slice(v, min(v + step, vocabulary))
+
+    def _finish(self, logits: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            logits += bias.to(self.dtype)
+        if self.scale is not None:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def pull_back(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """Turn the gradient of the logits into that of ``h W^T + b``, in place."""
+        if self.softcap is not None:
+            gradient *= 1 - (logits / self.softcap).square_()
+        if self.scale is not None:
+            gradient *= self.scale
+        return gradient
+
+
+RowSource = DenseRows | HeadRows
+
+
+class DenseGradient:
+    """The gradient of dense logits, written block by block."""
+
+    def __init__(self, rows: DenseRows, covered: bool) -> None:
+        make = torch.empty_like if covered else torch.zeros_like
+        self.logits = make(rows.logits)
+
+    def add(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of a block, or add to that of listed positions."""
+        if isinstance(where[0], Tensor):
+            self.logits.index_put_(where, gradient.to(self.logits.dtype), accumulate=True)
+        else:
+            self.logits[where] = gradient.to(self.logits.dtype)
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        return (self.logits,)
+
+
+class HeadGradient:
+    """The gradients of a linear head, summed up while its rows are walked over."""
+
+    def __init__(self, rows: HeadRows, wanted: tuple[bool, ...]) -> None:
+        self.rows = rows
+        hidden, weight, bias = wanted
+        self.hidden = torch.zeros_like(rows.hidden, dtype=rows.dtype) if hidden else None
+        self.weight = torch.zeros_like(rows.weight, dtype=rows.dtype) if weight else None
+        self.bias = torch.zeros_like(rows.bias, dtype=rows.dtype) if bias and rows.bias is not None else None
+
+    def add(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of some logits; uses it up."""
+        flat = self.rows.pull_back(logits, gradient).flatten(0, -2)
+        if self.bias is not None:
+            self.bias += flat.sum(0)
+        hidden = self.rows.hidden[where]
+        if self.weight is not None:
+            self.weight.addmm_(flat.T, hidden.flatten(0, -2).to(self.rows.dtype))
+        if self.hidden is None:
+            return
+        total = torch.zeros_like(hidden, dtype=self.rows.dtype)
+        for v in self.rows.blocks():
+            total.flatten(0, -2).addmm_(flat[:, v], self.rows.weight[v].to(self.rows.dtype))
+        if isinstance(where[0], Tensor):
+            self.hidden.index_put_(where, total, accumulate=True)
+        else:
+            self.hidden[where] = total
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states, weight and bias, each in the type of what it is the gradient of."""
+        of = (self.rows.hidden, self.rows.weight, self.rows.bias)
+        sums = (self.hidden, self.weight, self.bias)
+        return tuple(
+            None if total is None or like is None else total.to(like.dtype)
+            for total, like in zip(sums, of, strict=True)
+        )
+
+
+class Kind:
+    """How to make rows of the tensors that an autograd function was given, and gradients for them."""
+
+    def __init__(self, source: Tensor | LinearHead) -> None:
+        head = source if isinstance(source, LinearHead) else None
+        self.softcap = None if head is None else head.softcap
+        self.scale = None if head is None else head.scale
+        self.tensors: tuple[Tensor | None, ...] = (
+            (source,) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
+        )
+        self.count = len(self.tensors)
+
+    def forget(self) -> Kind:
+        """The same without the tensors, for an autograd function to keep."""
+        copy = object.__new__(Kind)
+        copy.softcap, copy.scale, copy.tensors, copy.count = self.softcap, self.scale, (), self.count
+        return copy
+
+    def rows(self, tensors: tuple[Tensor | None, ...]) -> RowSource:
+        first, *others = tensors
+        assert first is not None
+        if not others:
+            return DenseRows(first)
+        weight, bias = others
+        assert weight is not None
+        return HeadRows(first, weight, bias, self.softcap, self.scale)
+
+
+def gradient_of(rows: RowSource, wanted: tuple[bool, ...], covered: bool) -> DenseGradient | HeadGradient:
+    """Somewhere to sum up the gradient of rows; ``covered``: every position will be written."""
+    return DenseGradient(rows, covered) if isinstance(rows, DenseRows) else HeadGradient(rows, wanted)

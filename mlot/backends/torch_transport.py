@@ -1,0 +1,200 @@
+r"""Sinkhorn with the exact gradient of its truncated iteration, batched.
+
+A round is :math:`u_n = a / (K v_{n-1})`, :math:`v_n = b / (K^\top u_n)` with :math:`K = e^{-C/\lambda}` and
+:math:`v_0 = 1`; the plan is :math:`P = \mathrm{diag}(u_N) K \mathrm{diag}(v_N)`. The backward pass runs the rounds
+in reverse from the stored scalings. With :math:`f, g` the gradients of :math:`\log u_n, \log v_n`, one round
+backwards is
+
+.. math:: y = g v_n / b, \quad f \leftarrow f - u_n (K y), \quad x = f u_n / a, \quad
+          g \leftarrow -v_{n-1} (K^\top x), \quad f \leftarrow 0,
+
+and the gradient of :math:`\log K` loses :math:`K \circ (u_n y^\top + x v_{n-1}^\top)`: over all rounds one product of
+a ``(T_t, 2N)`` by a ``(2N, T_s)`` matrix. Where :math:`e^{-C/\lambda}` could underflow, the same is done with
+logarithms of the scalings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Largest C / λ for which the exponential form is used: e^-40 is far from underflow in float32, and scalings
+#: of e^40 from overflow.
+SAFE_EXPONENT = 40.0
+
+
+class Exponential:
+    """Half rounds on scalings u, v."""
+
+    start = 1.0
+
+    def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
+        self.kernel = (cost * (-1 / epsilon)).exp_()
+        self.a, self.b = a, b
+
+    def rows(self, v: Tensor) -> Tensor:
+        return _divide(self.a, _matvec(self.kernel, v))
+
+    def columns(self, u: Tensor) -> Tensor:
+        return _divide(self.b, _matvec(self.kernel.mT, u))
+
+    def plan(self, u: Tensor, v: Tensor) -> Tensor:
+        return (self.kernel * u[:, :, None]).mul_(v[:, None, :])
+
+    def row_error(self, u: Tensor, v: Tensor) -> Tensor:
+        return (u * _matvec(self.kernel, v) - self.a).abs().sum(1)
+
+    def column_error(self, u: Tensor, v: Tensor) -> Tensor:
+        return (v * _matvec(self.kernel.mT, u) - self.b).abs().sum(1)
+
+    def back(
+        self, us: Tensor, vs: Tensor, log_plan_bar: Tensor, active: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f, g = log_plan_bar.sum(2), log_plan_bar.sum(1)
+        log_a_bar, log_b_bar = torch.zeros_like(f), torch.zeros_like(g)
+        left, right = [], []
+        for n in reversed(range(len(us))):
+            u, v = us[n], vs[n]
+            before = vs[n - 1] if n else torch.ones_like(v)
+            g_here = g if active is None else g * active[n, :, None]
+            log_b_bar += g_here
+            y = _divide(g_here * v, self.b, self.b)
+            f = f - u * _matvec(self.kernel, y)
+            f_here = f if active is None else f * active[n, :, None]
+            log_a_bar += f_here
+            x = _divide(f_here * u, self.a, self.a)
+            g = g - g_here - before * _matvec(self.kernel.mT, x)
+            f = f - f_here
+            left += [u, x]
+            right += [y, before]
+        product = torch.bmm(torch.stack(left, 2), torch.stack(right, 1))
+        return log_plan_bar - product.mul_(self.kernel), log_a_bar, log_b_bar
+
+
+class Logarithmic:
+    """Half rounds on logarithms of the scalings."""
+
+    start = 0.0
+
+    def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
+        self.log_kernel = cost * (-1 / epsilon)
+        self.a, self.b = a, b
+
+    def rows(self, v: Tensor) -> Tensor:
+        return _log_divide(self.a, (self.log_kernel + v[:, None, :]).logsumexp(2))
+
+    def columns(self, u: Tensor) -> Tensor:
+        return _log_divide(self.b, (self.log_kernel + u[:, :, None]).logsumexp(1))
+
+    def plan(self, u: Tensor, v: Tensor) -> Tensor:
+        return (self.log_kernel + u[:, :, None]).add_(v[:, None, :]).exp_()
+
+    def row_error(self, u: Tensor, v: Tensor) -> Tensor:
+        return (self.plan(u, v).sum(2) - self.a).abs().sum(1)
+
+    def column_error(self, u: Tensor, v: Tensor) -> Tensor:
+        return (self.plan(u, v).sum(1) - self.b).abs().sum(1)
+
+    def back(
+        self, us: Tensor, vs: Tensor, log_plan_bar: Tensor, active: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f, g = log_plan_bar.sum(2), log_plan_bar.sum(1)
+        log_a_bar, log_b_bar = torch.zeros_like(f), torch.zeros_like(g)
+        log_kernel_bar = log_plan_bar.clone()
+        for n in reversed(range(len(us))):
+            u, v = us[n], vs[n]
+            before = vs[n - 1] if n else torch.zeros_like(v)
+            g_here = g if active is None else g * active[n, :, None]
+            log_b_bar += g_here
+            flow = self.plan(u, v).mul_(_divide(g_here, self.b, self.b)[:, None, :])
+            log_kernel_bar -= flow
+            f = f - flow.sum(2)
+            f_here = f if active is None else f * active[n, :, None]
+            log_a_bar += f_here
+            flow = self.plan(u, before).mul_(_divide(f_here, self.a, self.a)[:, :, None])
+            log_kernel_bar -= flow
+            g = g - g_here - flow.sum(1)
+            f = f - f_here
+        return log_kernel_bar, log_a_bar, log_b_bar
+
+
+class Sinkhorn(torch.autograd.Function):
+    """Plan, its value, its marginal error and the rounds done."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, n_iter: int, tol: float | None, safe: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half = (Exponential if safe else Logarithmic)(cost, a, b, epsilon)
+        us, vs, rounds = _rounds(half, a, b, n_iter, tol)
+        error = half.row_error(us[-1], vs[-1]) + half.column_error(us[-1], vs[-1])
+        plan = half.plan(us[-1], vs[-1])
+        value = _inner(plan, cost)
+        ctx.save_for_backward(cost, a, b, us, vs, rounds)
+        ctx.epsilon, ctx.safe, ctx.stops = epsilon, safe, tol is not None
+        ctx.mark_non_differentiable(error, rounds)
+        return plan, value, error, rounds
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, plan_bar: Tensor, value_bar: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        cost, a, b, us, vs, rounds = ctx.saved_tensors
+        half = (Exponential if ctx.safe else Logarithmic)(cost, a, b, ctx.epsilon)
+        plan = half.plan(us[-1], vs[-1])
+        scale = value_bar[:, None, None]
+        log_plan_bar = torch.addcmul(plan_bar, scale, cost).mul_(plan)
+        active = torch.arange(len(us), device=cost.device)[:, None] < rounds if ctx.stops else None
+        log_kernel_bar, log_a_bar, log_b_bar = half.back(us, vs, log_plan_bar, active)
+        cost_bar = log_kernel_bar.mul_(-1 / ctx.epsilon).addcmul_(plan, scale)
+        a_bar = _divide(log_a_bar, a, a) if ctx.needs_input_grad[1] else None
+        b_bar = _divide(log_b_bar, b, b) if ctx.needs_input_grad[2] else None
+        return cost_bar, a_bar, b_bar, None, None, None, None
+
+
+def _rounds(
+    half: Exponential | Logarithmic, a: Tensor, b: Tensor, n_iter: int, tol: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scalings after every round, ``(N, B, T)`` each, and the rounds done, ``(B,)``.
+
+    Without a tolerance nothing here waits for the device. With one, a sequence that has stopped keeps its
+    scalings while others go on, so that its result does not depend on theirs.
+    """
+    us, vs = [], []
+    v = torch.full_like(b, half.start)
+    rounds = torch.full((len(a),), 0 if tol is not None else n_iter, dtype=torch.long, device=a.device)
+    running = torch.ones(len(a), dtype=torch.bool, device=a.device)
+    for _ in range(n_iter):
+        u, v_new = half.rows(v), None
+        if tol is not None and us:
+            u = torch.where(running[:, None], u, us[-1])
+        v_new = half.columns(u)
+        v = v_new if tol is None or not vs else torch.where(running[:, None], v_new, vs[-1])
+        us.append(u)
+        vs.append(v)
+        if tol is not None:
+            rounds += running
+            running &= half.row_error(u, v) + half.column_error(u, v) > tol
+            if not bool(running.any()):
+                break
+    return torch.stack(us), torch.stack(vs), rounds
+
+
+def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.bmm(matrix, vector[:, :, None]).squeeze(2)
+
+
+def _inner(plan: Tensor, cost: Tensor) -> Tensor:
+    return (plan * cost).sum((1, 2))
+
+
+def _divide(numerator: Tensor, total: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Quotient, 0 where there is no weight (by default, where the numerator is the weight)."""
+    has = (numerator if weight is None else weight) > 0
+    return torch.where(has, numerator / torch.where(has, total, 1), 0)
+
+
+def _log_divide(weight: Tensor, log_total: Tensor) -> Tensor:
+    return torch.where(weight > 0, weight.log() - log_total, -torch.inf)

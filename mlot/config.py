@@ -1,0 +1,83 @@
+"""Settings of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlot import _checks
+from mlot._typing import CostKind, Matching
+
+
+@dataclass(frozen=True)
+class MultiLevelOTConfig:
+    r"""Settings of MultiLevelOT; the defaults are the paper's.
+
+    .. math:: \mathcal L = w_\mathrm{HAD}\,\mathrm{HAD} + \beta\,\mathrm{SL} + \gamma\,\mathrm{SD}
+
+    which is the bracket of eq. (21); cross-entropy and its weight :math:`\alpha` belong to
+    `mlot.nn.MultiLevelOTLoss`.
+
+    Args:
+        k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank matching
+            alone can pair.
+        matching: ``"optimal"`` (eq. 11), ``"greedy"``, ``"rank"`` (by mass, no assignment) or ``"sinkhorn"``,
+            a soft plan between the k heaviest columns of each model in place of the map.
+        pool: number of the student's heaviest columns that are candidates for a match; ``None`` means
+            :math:`\max(8k, 256)`.
+        temperature: of the token level.
+        sequence_temperature: of the sequence level.
+        standardize: divide the logits of each position by their standard deviation + 1e-4 first.
+        had_weight: weight of HAD.
+        sl_weight: :math:`\beta`, weight of SL.
+        sd_weight: :math:`\gamma`, weight of SD.
+        epsilon: :math:`\lambda`, entropic regularisation of Sinkhorn.
+        n_iter: :math:`N`, Sinkhorn rounds.
+        tol: stop a sequence's Sinkhorn at this marginal error; ``None`` does all rounds.
+        token_cost: cost that the matching minimises, ``"l1"`` or ``"log"``.
+        sequence_cost: cost between positions, ``"l1"`` or ``"log"``.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
+    >>> import mlot
+    >>> mlot.MultiLevelOTConfig(k=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: k: expected an integer >= 1 or None, got 0
+    """
+
+    k: int | None = 50
+    matching: Matching = "optimal"
+    pool: int | None = None
+    temperature: float = 1.0
+    sequence_temperature: float = 2.0
+    standardize: bool = False
+    had_weight: float = 1.0
+    sl_weight: float = 0.1
+    sd_weight: float = 0.1
+    epsilon: float = 0.1
+    n_iter: int = 20
+    tol: float | None = None
+    token_cost: CostKind = "l1"
+    sequence_cost: CostKind = "l1"
+
+    def __post_init__(self) -> None:
+        _checks.count("k", self.k, allow_none=True)
+        _checks.choice("matching", self.matching, ("optimal", "greedy", "rank", "sinkhorn"))
+        _checks.count("pool", self.pool, allow_none=True)
+        if self.k is None and self.matching != "rank":
+            raise ValueError(f"k: expected a number, since only matching='rank' takes None, got {self.matching!r}")
+        if self.pool is not None and self.k is not None and self.pool < self.k:
+            raise ValueError(f"pool: expected at least k = {self.k} candidates, got {self.pool}")
+        _checks.number("temperature", self.temperature)
+        _checks.number("sequence_temperature", self.sequence_temperature)
+        _checks.flag("standardize", self.standardize)
+        for name in ("had_weight", "sl_weight", "sd_weight"):
+            _checks.number(name, getattr(self, name), allow_zero=True)
+        if self.had_weight == self.sl_weight == self.sd_weight == 0:
+            raise ValueError("had_weight: expected a positive had_weight, sl_weight or sd_weight, got all 0")
+        _checks.number("epsilon", self.epsilon)
+        _checks.count("n_iter", self.n_iter)
+        _checks.number("tol", self.tol, allow_none=True, allow_zero=True)
+        _checks.choice("token_cost", self.token_cost, ("l1", "log"))
+        _checks.choice("sequence_cost", self.sequence_cost, ("l1", "log"))

@@ -1,0 +1,81 @@
+"""Matching: which student column stands for which teacher column."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from mlot import _checks
+from mlot._typing import Array, HardMatching
+
+
+def assign(cost: Array, method: HardMatching = "optimal", *, backend: str | None = None) -> Array:
+    r"""Match every row of a cost with a column of its own (eq. 11).
+
+    .. math:: q = \arg\min_{q\ \text{injective}} \sum_l C_{l\,q(l)}
+
+    for ``"optimal"``. ``"greedy"`` goes through the rows in order and gives each the cheapest column left,
+    ties by lower index. ``"rank"`` matches the l-th row with the l-th column whatever the cost, which is a
+    matching by mass when columns are sorted by it, as those of traces are.
+
+    Args:
+        cost: ``(B, R, S)`` with R <= S.
+        method: ``"optimal"``, ``"greedy"`` or ``"rank"``.
+        backend: name of a backend; ``None`` finds it from the type of ``cost``.
+
+    Returns:
+        ``(B, R)`` integers. Constant for differentiation: by the envelope theorem the gradient of the matched
+        cost is exact wherever the minimiser is unique.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, shape or range.
+
+    Source: Cui et al., AAAI 2025; Crouse, "On implementing 2D rectangular assignment algorithms", 2016.
+
+    >>> import numpy as np, mlot
+    >>> cost = np.array([[[1.0, 2.0, 9.0], [1.0, 9.0, 9.0]]])
+    >>> mlot.assign(cost), mlot.assign(cost, "greedy")
+    (array([[1, 0]]), array([[0, 1]]))
+    """
+    _checks.choice("method", method, ("optimal", "greedy", "rank"))
+    xp, (cost,) = _checks.resolve({"cost": cost}, backend)
+    if len(cost.shape) != 3 or cost.shape[1] > cost.shape[2]:
+        raise ValueError(f"cost: expected (B, R, S) with R <= S, got shape {tuple(cost.shape)}")
+    if xp.kind(cost) != "float":
+        raise TypeError(f"cost: expected floating-point numbers, got {cost.dtype}")
+    return xp.assign(xp.stop_gradient(cost), method=method)
+
+
+def default_pool(k: int) -> int:
+    """Number of student columns that are candidates for a match when ``pool`` is ``None``: 8 k, at least 256."""
+    return max(8 * k, 256)
+
+
+def matching_gap(
+    cost: NDArray[np.float64],
+    columns: NDArray[np.int64],
+    teacher_mass: NDArray[np.float64],
+    outside_mass: float,
+) -> float:
+    r"""Bound how far a matching found in a pool is from the best over the whole vocabulary (eq. 11).
+
+    A column outside the pool has mass at most :math:`m`, so by the triangle inequality it costs the teacher
+    column :math:`l` at least :math:`\max(0, \sum_i t_l(i) - m)`. The pooled problem with :math:`k` phantom
+    columns of just that cost is a relaxation of the true problem; the bound is the matching's cost minus the
+    relaxation's optimum. It is 0 whenever the relaxation uses no phantom, and never negative.
+
+    Args:
+        cost: L1 cost ``(k, pool)`` of one sequence.
+        columns: matched candidates, ``(k,)``.
+        teacher_mass: :math:`\sum_i t_l(i)` over the paired positions, ``(k,)``.
+        outside_mass: :math:`m`, a bound on the mass of every column outside the pool.
+
+    Returns:
+        The bound, in the unit of the cost.
+    """
+    rows = np.arange(len(cost))
+    phantom = np.maximum(teacher_mass - outside_mass, 0.0)
+    relaxed = np.concatenate([cost, np.repeat(phantom[:, None], len(cost), axis=1)], axis=1)
+    best = relaxed[linear_sum_assignment(relaxed)].sum()
+    return max(float(cost[rows, columns].sum() - best), 0.0)
