@@ -15,7 +15,8 @@ def assign(cost: Array, method: HardMatching = "optimal", *, backend: str | None
 
     .. math:: q = \arg\min_{q\ \text{injective}} \sum_l C_{l\,q(l)}
 
-    for ``"optimal"``. ``"greedy"`` goes through the rows in order and gives each the cheapest column left,
+    for ``"optimal"``; among matchings that are equally cheap (to about 1e-12 of the largest cost), the one
+    nearest to the order of rows and columns, so that rounding does not choose. ``"greedy"`` goes through the rows in order and gives each the cheapest column left,
     ties by lower index. ``"rank"`` matches the l-th row with the l-th column whatever the cost, which is a
     matching by mass when columns are sorted by it, as those of traces are.
 

@@ -1,7 +1,7 @@
 r"""Sinkhorn with the exact gradient of its truncated iteration, batched.
 
 A round is :math:`u_n = a / (K v_{n-1})`, :math:`v_n = b / (K^\top u_n)` with :math:`K = e^{-C/\lambda}` and
-:math:`v_0 = 1`; the plan is :math:`P = \mathrm{diag}(u_N) K \mathrm{diag}(v_N)`. The backward pass runs the rounds
+:math:`v_0 = 1` (0 where there is no weight); the plan is :math:`P = \mathrm{diag}(u_N) K \mathrm{diag}(v_N)`. The backward pass runs the rounds
 in reverse from the stored scalings. With :math:`f, g` the gradients of :math:`\log u_n, \log v_n`, one round
 backwards is
 
@@ -29,11 +29,10 @@ SAFE_EXPONENT = 40.0
 class Exponential:
     """Half rounds on scalings u, v."""
 
-    start = 1.0
-
     def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
         self.kernel = (cost * (-1 / epsilon)).exp_()
         self.a, self.b = a, b
+        self.start = (b > 0).to(b.dtype)
 
     def rows(self, v: Tensor) -> Tensor:
         return _divide(self.a, _matvec(self.kernel, v))
@@ -58,7 +57,7 @@ class Exponential:
         left, right = [], []
         for n in reversed(range(len(us))):
             u, v = us[n], vs[n]
-            before = vs[n - 1] if n else torch.ones_like(v)
+            before = vs[n - 1] if n else self.start
             g_here = g if active is None else g * active[n, :, None]
             log_b_bar += g_here
             y = _divide(g_here * v, self.b, self.b)
@@ -77,11 +76,10 @@ class Exponential:
 class Logarithmic:
     """Half rounds on logarithms of the scalings."""
 
-    start = 0.0
-
     def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
         self.log_kernel = cost * (-1 / epsilon)
         self.a, self.b = a, b
+        self.start = torch.where(b > 0, 0.0, -torch.inf).to(b.dtype)
 
     def rows(self, v: Tensor) -> Tensor:
         return _log_divide(self.a, (self.log_kernel + v[:, None, :]).logsumexp(2))
@@ -106,7 +104,7 @@ class Logarithmic:
         log_kernel_bar = log_plan_bar.clone()
         for n in reversed(range(len(us))):
             u, v = us[n], vs[n]
-            before = vs[n - 1] if n else torch.zeros_like(v)
+            before = vs[n - 1] if n else self.start
             g_here = g if active is None else g * active[n, :, None]
             log_b_bar += g_here
             flow = self.plan(u, v).mul_(_divide(g_here, self.b, self.b)[:, None, :])
@@ -163,15 +161,16 @@ def _rounds(
     scalings while others go on, so that its result does not depend on theirs.
     """
     us, vs = [], []
-    v = torch.full_like(b, half.start)
+    v = half.start
     rounds = torch.full((len(a),), 0 if tol is not None else n_iter, dtype=torch.long, device=a.device)
     running = torch.ones(len(a), dtype=torch.bool, device=a.device)
     for _ in range(n_iter):
-        u, v_new = half.rows(v), None
+        u, before = half.rows(v), v
         if tol is not None and us:
             u = torch.where(running[:, None], u, us[-1])
-        v_new = half.columns(u)
-        v = v_new if tol is None or not vs else torch.where(running[:, None], v_new, vs[-1])
+        v = half.columns(u)
+        if tol is not None:
+            v = torch.where(running[:, None], v, before)
         us.append(u)
         vs.append(v)
         if tol is not None:
@@ -180,6 +179,26 @@ def _rounds(
             if not bool(running.any()):
                 break
     return torch.stack(us), torch.stack(vs), rounds
+
+
+@torch.no_grad()
+def exact_plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Plans of exact transport, by POT's network simplex on the host, one sequence after the other."""
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError('backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"') from error
+    plans = torch.zeros_like(cost)
+    for plan, matrix, rows, columns in zip(plans, cost, a, b, strict=True):
+        if not bool((rows > 0).any()):
+            continue
+        host = [x.double().cpu().numpy() for x in (rows, columns, matrix)]
+        host[1] *= host[0].sum() / host[1].sum()  # the simplex wants equal totals to the last bit
+        solved, log = ot.emd(*host, numItermax=10_000_000, log=True)
+        if log["warning"] is not None:
+            raise RuntimeError(f"cost: POT's exact solver failed: {log['warning']}")
+        plan.copy_(torch.from_numpy(solved))
+    return plans
 
 
 def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:

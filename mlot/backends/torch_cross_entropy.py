@@ -1,0 +1,53 @@
+"""Cross-entropy from the rows of a source: computed in float32 at least, no copy of the logits made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mlot.backends.torch_rows import Kind, gradient_of, slices
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Negative log-probability ``(B, T)`` of one target ``(B, T)`` for each valid position, 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, targets: Tensor, mask: Tensor, *tensors: Tensor | None) -> Tensor:
+        rows = kind.rows(tensors)
+        lse = torch.zeros(mask.shape, dtype=rows.dtype, device=mask.device)
+        picked = torch.zeros_like(lse)
+        for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
+            logits = rows.read(where)
+            lse[where] = logits.to(rows.dtype).logsumexp(-1)
+            picked[where] = logits.gather(-1, targets[where][..., None]).squeeze(-1).to(rows.dtype)
+        ctx.save_for_backward(targets, mask, lse, *tensors)
+        ctx.kind = kind
+        return (lse - picked).masked_fill_(~mask, 0)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
+        targets, mask, lse, *tensors = ctx.saved_tensors
+        rows = ctx.kind.rows(tuple(tensors))
+        covered = mask.device.type != "cpu" or bool(mask.all())
+        gradient = gradient_of(rows, ctx.needs_input_grad[3:], covered)
+        bar = bar.masked_fill(~mask, 0)
+        for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
+            logits = rows.read(where)
+            piece = (logits - lse[where][..., None]).exp_().mul_(bar[where][..., None])
+            piece.scatter_add_(-1, targets[where][..., None], -bar[where][..., None])
+            if mask.device.type != "cpu":
+                piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
+            gradient.add(where, logits, piece)
+        return (None, None, None, *gradient.result())
+
+
+def cross_entropy(source: Any, targets: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
+    kind = Kind(source)
+    with torch.autocast(device_type=mask.device.type, enabled=False):
+        targets = targets.masked_fill(~mask, 0)
+        return CrossEntropy.apply(kind.forget(), targets, mask, *kind.tensors)  # type: ignore[no-any-return]

@@ -1,0 +1,241 @@
+"""Modules for training loops: cross-entropy plus a distillation term, from logits and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mlot import _checks
+from mlot.backends import get_backend
+from mlot.backends.torch_cross_entropy import cross_entropy
+from mlot.config import MultiLevelOTConfig
+from mlot.divergences import uld
+from mlot.losses import MultiLevelOTResult, multi_level_ot
+from mlot.masks import mask_from_labels
+from mlot.sources import LinearHead
+from mlot.traces import Traces
+
+__all__ = ["DistillationTerms", "MultiLevelOTLoss", "ULDLoss"]
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationTerms:
+    """A training loss and what it is made of.
+
+    Attributes:
+        loss: cross-entropy plus the weighted distillation term, a scalar.
+        cross_entropy: mean negative log-likelihood of the student's targets, a scalar.
+        distillation: the distillation term before its weight, a scalar.
+        ot: everything that `mlot.multi_level_ot` returned, where that is the distillation term.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    distillation: Tensor
+    ot: MultiLevelOTResult | None = None
+
+
+class MultiLevelOTLoss(nn.Module):
+    r"""Cross-entropy plus multi-level optimal transport (eq. 21).
+
+    .. math:: \mathcal L = \mathrm{CE} + \alpha\,(\mathrm{HAD} + \beta\,\mathrm{SL} + \gamma\,\mathrm{SD})
+
+    Both parts are means over positions, as `mlot.multi_level_ot` with ``reduction="mean"``.
+
+    Args:
+        config: settings of the transport; ``None`` means the paper's.
+        alpha: weight of the distillation term; with 0 it is not computed.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
+    Source: Cui et al., AAAI 2025.
+
+    >>> import torch, mlot.nn
+    >>> criterion = mlot.nn.MultiLevelOTLoss(mlot.MultiLevelOTConfig(k=8))
+    >>> student, teacher = torch.randn(2, 5, 30, requires_grad=True), torch.randn(2, 7, 40)
+    >>> loss = criterion(student, teacher, torch.randint(30, (2, 5)), torch.randint(40, (2, 7)))
+    >>> loss.backward()
+    """
+
+    def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float = 0.15) -> None:
+        super().__init__()
+        if config is not None and not isinstance(config, MultiLevelOTConfig):
+            raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(config).__name__}")
+        _checks.number("alpha", alpha, allow_zero=True)
+        self.config = MultiLevelOTConfig() if config is None else config
+        self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, config={self.config}"
+
+    def forward(
+        self,
+        student_logits: Tensor | LinearHead,
+        teacher_logits: Tensor | LinearHead | Traces,
+        student_labels: Tensor,
+        teacher_labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
+        *,
+        pairs: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss; see `terms`."""
+        return self.terms(
+            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs=pairs
+        ).loss
+
+    def terms(
+        self,
+        student_logits: Tensor | LinearHead,
+        teacher_logits: Tensor | LinearHead | Traces,
+        student_labels: Tensor,
+        teacher_labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
+        *,
+        pairs: Tensor | None = None,
+    ) -> DistillationTerms:
+        """Compute the loss and its terms.
+
+        Args:
+            student_logits: ``(B, T_s, V_s)`` logits or a `mlot.LinearHead`.
+            teacher_logits: ``(B, T_t, V_t)`` logits, a `mlot.LinearHead`, or `mlot.Traces` saved earlier.
+            student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
+            teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their mask.
+            num_items_in_batch: number of positions to divide every mean by instead of those of this batch: what
+                transformers' ``Trainer`` passes under gradient accumulation.
+            pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
+
+        Returns:
+            `DistillationTerms`.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind, shape or range.
+        """
+        student_mask, teacher_mask = _masks(
+            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch
+        )
+        ot = None
+        if self.alpha:
+            ot = multi_level_ot(
+                student_logits,
+                teacher_logits,
+                student_mask=student_mask,
+                teacher_mask=teacher_mask,
+                pairs=pairs,
+                config=self.config,
+                num_items=num_items_in_batch,
+            )
+        nll = _mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
+        if ot is None:
+            return DistillationTerms(nll, nll, torch.zeros_like(nll))
+        return DistillationTerms(nll + self.alpha * ot.loss, nll, ot.loss, ot)
+
+
+class ULDLoss(nn.Module):
+    r"""Cross-entropy plus universal logit distillation.
+
+    .. math:: \mathcal L = \mathrm{CE} + \alpha\,\mathrm{ULD}
+
+    Args:
+        alpha: weight of ULD; with 0 it is not computed.
+
+    Raises:
+        TypeError, ValueError: ``alpha`` is no number, or negative.
+
+    Source: Boizard et al., arXiv 2402.12030.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        _checks.number("alpha", alpha, allow_zero=True)
+        self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
+    def forward(
+        self,
+        student_logits: Tensor | LinearHead,
+        teacher_logits: Tensor | LinearHead,
+        student_labels: Tensor,
+        teacher_labels: Tensor,
+        num_items_in_batch: float | Tensor | None = None,
+        *,
+        pairs: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss; see `terms`."""
+        return self.terms(
+            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs=pairs
+        ).loss
+
+    def terms(
+        self,
+        student_logits: Tensor | LinearHead,
+        teacher_logits: Tensor | LinearHead,
+        student_labels: Tensor,
+        teacher_labels: Tensor,
+        num_items_in_batch: float | Tensor | None = None,
+        *,
+        pairs: Tensor | None = None,
+    ) -> DistillationTerms:
+        """Compute the loss and its terms; arguments as for `MultiLevelOTLoss.terms`, but no traces."""
+        student_mask, teacher_mask = _masks(
+            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch
+        )
+        distance = None
+        if self.alpha:
+            distance = uld(
+                student_logits,
+                teacher_logits,
+                student_mask=student_mask,
+                teacher_mask=teacher_mask,
+                pairs=pairs,
+                num_items=num_items_in_batch,
+            )
+        nll = _mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
+        if distance is None:
+            return DistillationTerms(nll, nll, torch.zeros_like(nll))
+        return DistillationTerms(nll + self.alpha * distance, nll, distance)
+
+
+def _masks(
+    student: Tensor | LinearHead,
+    teacher: Tensor | LinearHead | Traces,
+    student_labels: Tensor,
+    teacher_labels: Tensor | None,
+    num_items: float | Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Check labels against what they belong to, and turn them into masks."""
+    _checks.num_items(num_items)
+    if teacher_labels is None and not isinstance(teacher, Traces):
+        raise TypeError("teacher_labels: expected integers (B, T_t), got None without traces for a teacher")
+    if isinstance(student, Traces):
+        raise TypeError("student_logits: expected logits or a LinearHead, since cross-entropy needs them, got Traces")
+    xp = get_backend("torch")
+    masks = []
+    for name, source, labels in (("student", student, student_labels), ("teacher", teacher, teacher_labels)):
+        if labels is None:
+            masks.append(None)
+            continue
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"{name}_labels: expected a torch tensor, got {type(labels).__name__}")
+        if tuple(labels.shape) != tuple(source.shape[:2]):
+            raise ValueError(
+                f"{name}_labels: expected shape {tuple(source.shape[:2])}, as {name}_logits, got {tuple(labels.shape)}"
+            )
+        if xp.kind(labels) != "integer":
+            raise TypeError(f"{name}_labels: expected integers, got {labels.dtype}")
+        masks.append(mask_from_labels(labels))
+    student_mask, teacher_mask = masks
+    assert student_mask is not None
+    return student_mask, teacher_mask
+
+
+def _mean_cross_entropy(
+    source: Tensor | LinearHead, labels: Tensor, mask: Tensor, num_items: float | Tensor | None
+) -> Tensor:
+    targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
+    total = cross_entropy(source, targets, mask).sum()
+    return total / (mask.sum().clamp(min=1) if num_items is None else num_items)
