@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up what they need in .venv; nothing has to be installed before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+# One thread for each process: the tests already run in as many processes as there are cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint verify wheel bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev
+	touch $(STAMP)
+
+demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for about a minute.
+	OMP_NUM_THREADS=2 $(BIN)/python -m mlot.distill $(ARGS)
+
+test: $(STAMP)  ## Run the tests.
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP)  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+verify: $(STAMP)  ## Check this installation against independent solvers.
+	$(BIN)/python -m mlot.verify $(ARGS)
+
+wheel: $(STAMP)  ## Build the wheel into dist/.
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist build
