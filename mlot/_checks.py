@@ -55,7 +55,9 @@ def temperatures(temperature: Any, extra: Any) -> tuple[float, ...]:
     """Check a temperature and further ones; return the further ones as a tuple."""
     number("temperature", temperature)
     if not isinstance(extra, tuple | list):
-        raise TypeError(f"extra_temperatures: expected a tuple of numbers, got {type(extra).__name__} {extra!r}")
+        raise TypeError(
+            f"extra_temperatures: expected a tuple of numbers, got {type(extra).__name__} {extra!r}"
+        )
     for value in extra:
         number("extra_temperatures", value)
     return tuple(float(value) for value in extra)
@@ -71,7 +73,9 @@ def resolve(arguments: dict[str, Any], backend: str | None) -> tuple[Backend, li
         TypeError: an argument is no array, kinds of array are mixed, or one cannot be converted.
         ValueError: unknown backend, or arrays on different devices.
     """
-    leaves = [(name, leaf) for name, value in arguments.items() if value is not None for leaf in arrays_of(value)]
+    leaves = [
+        (name, leaf) for name, value in arguments.items() if value is not None for leaf in arrays_of(value)
+    ]
     if backend is not None:
         xp = get_backend(backend)
         converted = [_convert(xp, name, value) for name, value in arguments.items()]
@@ -150,7 +154,9 @@ def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask
             raise ValueError(f"{name}: expected logits (B, T, V), got shape {tuple(source.shape)}")
         _floating(xp, name, source)
     if source.shape[2] == 0:
-        raise ValueError(f"{name}: expected a vocabulary of at least one column, got shape {tuple(source.shape)}")
+        raise ValueError(
+            f"{name}: expected a vocabulary of at least one column, got shape {tuple(source.shape)}"
+        )
     if mask is None:
         return xp.full_mask(source)
     _mask(xp, mask_name, mask, source.shape[:2], name)
@@ -167,7 +173,12 @@ def same_batch(student: Source, teacher: Source) -> None:
 
 
 def pairs(
-    xp: Backend, value: Array | None, student: Source, teacher: Source, student_mask: Array, teacher_mask: Array
+    xp: Backend,
+    value: Array | None,
+    student: Source,
+    teacher: Source,
+    student_mask: Array,
+    teacher_mask: Array,
 ) -> Array:
     """Check pairs of positions, or make them by index; return them with invalid ones blanked."""
     if value is None:
@@ -201,7 +212,9 @@ def matched_traces(student: Any, teacher: Any) -> None:
     traces("teacher", teacher)
     same_batch(student, teacher)
     if student.k != teacher.k:
-        raise ValueError(f"student: expected matched traces of {teacher.k} columns, as the teacher, got {student.k}")
+        raise ValueError(
+            f"student: expected matched traces of {teacher.k} columns, as the teacher, got {student.k}"
+        )
 
 
 def shared_temperature(student: Traces, teacher: Traces, temperature: float | None) -> None:
@@ -212,8 +225,8 @@ def shared_temperature(student: Traces, teacher: Traces, temperature: float | No
         teacher.require(temperature)
     elif student.temperature != teacher.temperature:
         raise ValueError(
-            f"temperature: expected one that both traces serve, got None with student at {student.temperature} "
-            f"and teacher at {teacher.temperature}"
+            "temperature: expected one that both traces serve, got None with student at "
+            f"{student.temperature} and teacher at {teacher.temperature}"
         )
 
 

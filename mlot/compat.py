@@ -1,9 +1,9 @@
 """What the paper's released code computes, to tell its numbers apart from the paper's.
 
 The authors' repository departs from the paper's equations: it picks columns by rank over the whole batch,
-applies a second softmax to probabilities, swaps teacher and student in the logarithmic term, transports padded
-rows, and scales the Sinkhorn distance by 0.001. This module follows the repository, for comparison only; train with
-`mlot.multi_level_ot`.
+applies a second softmax to probabilities, swaps teacher and student in the logarithmic term, transports
+padded rows, and scales the Sinkhorn distance by 0.001. This module follows the repository, for
+comparison only; train with `mlot.multi_level_ot`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ def released_loss(
     Source: the repository of Cui et al., AAAI 2025, described from reading and running it.
     """
     return released_terms(
-        student_logits, teacher_logits, student_labels, teacher_labels, factor=factor, ignore_index=ignore_index
+        student_logits,
+        teacher_logits,
+        student_labels,
+        teacher_labels,
+        factor=factor,
+        ignore_index=ignore_index,
     ).loss
 
 
@@ -92,7 +97,7 @@ def released_terms(
     _checks.same_batch(student_logits, teacher_logits)
     student_answers = _answers("student", student_labels, ignore_index)
     teacher_answers = _answers("teacher", teacher_labels, ignore_index)
-    # The student's last answer row, which predicts the end of the sequence, is left out; the teacher's is not.
+    # The student's last answer row, which predicts the end of the sequence, is left out, the teacher's not.
     student_sizes = [size - 1 for _, size in student_answers]
     teacher_sizes = [size for _, size in teacher_answers]
     longest = max(*student_sizes, *teacher_sizes)
@@ -109,9 +114,10 @@ def released_terms(
     ).mean()
     rows = min(student.shape[1], teacher.shape[1])
     sl = -(student[:, :rows].softmax(-1) * teacher[:, :rows].log_softmax(-1)).sum(-1).mean()
-    sd = _DISTANCE_SCALE * torch.stack(
-        [_transported(s, t) for s, t in zip(student, teacher, strict=True)]
-    ).sum()
+    sd = (
+        _DISTANCE_SCALE
+        * torch.stack([_transported(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
+    )
     return ReleasedTerms(factor * (had + _TERM_WEIGHT * sl + _TERM_WEIGHT * sd), had, sl, sd)
 
 
@@ -120,12 +126,15 @@ def _check(name: str, logits: Tensor, labels: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{what}: expected a torch tensor, got {type(value).__name__}")
     if logits.ndim != 3 or 0 in logits.shape:
-        raise ValueError(f"{name}_logits: expected (B, T, V), none of them 0, got shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"{name}_logits: expected (B, T, V), none of them 0, got shape {tuple(logits.shape)}"
+        )
     if not logits.is_floating_point():
         raise TypeError(f"{name}_logits: expected floating-point numbers, got {logits.dtype}")
     if labels.shape != logits.shape[:2]:
         raise ValueError(
-            f"{name}_labels: expected shape {tuple(logits.shape[:2])}, as {name}_logits, got {tuple(labels.shape)}"
+            f"{name}_labels: expected shape {tuple(logits.shape[:2])}, as {name}_logits, "
+            f"got {tuple(labels.shape)}"
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name}_labels: expected integers, got {labels.dtype}")
@@ -138,7 +147,9 @@ def _answers(name: str, labels: Tensor, ignore_index: int) -> list[tuple[int, in
         least = 2 if name == "student" else 1  # the student loses its last row
         size = int(row.sum())
         if size < least:
-            raise ValueError(f"{name}_labels: expected at least {least} answer labels in sequence {n}, got {size}")
+            raise ValueError(
+                f"{name}_labels: expected at least {least} answer labels in sequence {n}, got {size}"
+            )
         found.append((max(int(row.int().argmax()) - 1, 0), size))
     return found
 

@@ -66,7 +66,9 @@ class MultiLevelOTConfig:
         _checks.choice("matching", self.matching, ("optimal", "greedy", "rank", "sinkhorn"))
         _checks.count("pool", self.pool, allow_none=True)
         if self.k is None and self.matching != "rank":
-            raise ValueError(f"k: expected a number, since only matching='rank' takes None, got {self.matching!r}")
+            raise ValueError(
+                f"k: expected a number, since only matching='rank' takes None, got {self.matching!r}"
+            )
         if self.pool is not None and self.k is not None and self.pool < self.k:
             raise ValueError(f"pool: expected at least k = {self.k} candidates, got {self.pool}")
         _checks.number("temperature", self.temperature)

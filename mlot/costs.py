@@ -70,7 +70,8 @@ def sequence_cost(
 ) -> Array:
     r"""Cost between positions over matched columns (the cost of eq. 17).
 
-    .. math:: C_{ij} = \sum_l |t^k_l(i) - s^k_l(j)| \quad\text{or}\quad C_{ij} = -\sum_l t^k_l(i) \log s^k_l(j)
+    .. math:: C_{ij} = \sum_l |t^k_l(i) - s^k_l(j)| \quad\text{or}\quad
+              C_{ij} = -\sum_l t^k_l(i) \log s^k_l(j)
 
     for ``kind`` ``"l1"`` or ``"log"``. Column :math:`l` of the student must be the match of the teacher's.
     The L1 cost lies between 0 and 2.

@@ -12,8 +12,13 @@ _REDUCTIONS = ("none", "sum", "mean")
 
 
 def had(
-    student: Traces, teacher: Traces, *, pairs: Array | None = None, reduction: Reduction = "mean",
-    num_items: float | Array | None = None, backend: str | None = None,
+    student: Traces,
+    teacher: Traces,
+    *,
+    pairs: Array | None = None,
+    reduction: Reduction = "mean",
+    num_items: float | Array | None = None,
+    backend: str | None = None,
 ) -> Array:
     r"""Holistic absolute difference of matched traces (eq. 14).
 
@@ -25,7 +30,8 @@ def had(
         student: traces of :math:`k` columns, in the order of the teacher's.
         teacher: traces of :math:`k` columns.
         pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
-        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of pairs.
+        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of
+            pairs.
         num_items: with ``"mean"``, the number to divide by instead.
         backend: name of a backend; ``None`` finds it from the type of the arrays.
 
@@ -42,8 +48,13 @@ def had(
 
 
 def sl(
-    student: Traces, teacher: Traces, *, pairs: Array | None = None, reduction: Reduction = "mean",
-    num_items: float | Array | None = None, backend: str | None = None,
+    student: Traces,
+    teacher: Traces,
+    *,
+    pairs: Array | None = None,
+    reduction: Reduction = "mean",
+    num_items: float | Array | None = None,
+    backend: str | None = None,
 ) -> Array:
     r"""Sequential logarithmic loss of matched traces (eq. 16).
 
@@ -56,7 +67,8 @@ def sl(
         student: traces of :math:`k` columns, in the order of the teacher's.
         teacher: traces of :math:`k` columns.
         pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
-        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of pairs.
+        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of
+            pairs.
         num_items: with ``"mean"``, the number to divide by instead.
         backend: name of a backend; ``None`` finds it from the type of the arrays.
 
@@ -73,9 +85,17 @@ def sl(
 
 
 def sinkhorn_distance(
-    student: Traces, teacher: Traces, *, temperature: float | None = 2.0, kind: CostKind = "l1",
-    epsilon: float = 0.1, n_iter: int = 20, tol: float | None = None, reduction: Reduction = "mean",
-    num_items: float | Array | None = None, backend: str | None = None,
+    student: Traces,
+    teacher: Traces,
+    *,
+    temperature: float | None = 2.0,
+    kind: CostKind = "l1",
+    epsilon: float = 0.1,
+    n_iter: int = 20,
+    tol: float | None = None,
+    reduction: Reduction = "mean",
+    num_items: float | Array | None = None,
+    backend: str | None = None,
 ) -> Array:
     r"""Sinkhorn distance between two sequences of predictions (eqs. 17-20).
 
@@ -120,8 +140,14 @@ def sinkhorn_distance(
 
 
 def uld(
-    student: Source, teacher: Source, *, student_mask: Array | None = None, teacher_mask: Array | None = None,
-    pairs: Array | None = None, reduction: Reduction = "mean", num_items: float | Array | None = None,
+    student: Source,
+    teacher: Source,
+    *,
+    student_mask: Array | None = None,
+    teacher_mask: Array | None = None,
+    pairs: Array | None = None,
+    reduction: Reduction = "mean",
+    num_items: float | Array | None = None,
     backend: str | None = None,
 ) -> Array:
     r"""Universal logit distillation: the exact 1-D transport between sorted probabilities.
@@ -136,7 +162,8 @@ def uld(
         student_mask: positions whose prediction counts, ``(B, T_s)`` booleans; ``None`` means all.
         teacher_mask: the same for the teacher, ``(B, T_t)``.
         pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
-        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of pairs.
+        reduction: ``"none"``: the sums above, ``(B,)``; ``"sum"``; ``"mean"``: divided by the number of
+            pairs.
         num_items: with ``"mean"``, the number to divide by instead.
         backend: name of a backend; ``None`` finds it from the type of the arrays.
 
@@ -158,10 +185,18 @@ def uld(
     _check_reduction(reduction, num_items)
     for name, source in (("student", student), ("teacher", teacher)):
         if isinstance(source, Traces):
-            raise TypeError(f"{name}: expected logits or a LinearHead, since ULD needs every column, got Traces")
+            raise TypeError(
+                f"{name}: expected logits or a LinearHead, since ULD needs every column, got Traces"
+            )
     xp, (student, teacher, student_mask, teacher_mask, pairs) = _checks.resolve(
-        {"student": student, "teacher": teacher, "student_mask": student_mask, "teacher_mask": teacher_mask,
-         "pairs": pairs}, backend
+        {
+            "student": student,
+            "teacher": teacher,
+            "student_mask": student_mask,
+            "teacher_mask": teacher_mask,
+            "pairs": pairs,
+        },
+        backend,
     )
     student_mask = _checks.source_and_mask(xp, "student", student, "student_mask", student_mask)
     teacher_mask = _checks.source_and_mask(xp, "teacher", teacher, "teacher_mask", teacher_mask)
@@ -172,8 +207,16 @@ def uld(
 
 
 def sequence_transport(
-    xp: Backend, student: Traces, teacher: Traces, *, temperature: float | None, kind: CostKind, epsilon: float,
-    n_iter: int, tol: float | None, coupling: Array | None = None,
+    xp: Backend,
+    student: Traces,
+    teacher: Traces,
+    *,
+    temperature: float | None,
+    kind: CostKind,
+    epsilon: float,
+    n_iter: int,
+    tol: float | None,
+    coupling: Array | None = None,
 ) -> tuple[Array, Transport]:
     """Sinkhorn distance ``(B,)`` of checked traces, and the transport behind it."""
     cost = xp.sequence_cost(student, teacher, kind=kind, temperature=temperature, coupling=coupling)
@@ -197,12 +240,18 @@ def _check_reduction(reduction: Reduction, num_items: float | Array | None) -> N
     _checks.choice("reduction", reduction, _REDUCTIONS)
     _checks.num_items(num_items)
     if num_items is not None and reduction != "mean":
-        raise ValueError(f"num_items: expected None unless reduction is 'mean', got {num_items} with {reduction!r}")
+        raise ValueError(
+            f"num_items: expected None unless reduction is 'mean', got {num_items} with {reduction!r}"
+        )
 
 
 def _matched(
-    student: Traces, teacher: Traces, pairs: Array | None, reduction: Reduction,
-    num_items: float | Array | None, backend: str | None,
+    student: Traces,
+    teacher: Traces,
+    pairs: Array | None,
+    reduction: Reduction,
+    num_items: float | Array | None,
+    backend: str | None,
 ) -> tuple[Backend, Traces, Traces, Array]:
     _checks.matched_traces(student, teacher)
     _check_reduction(reduction, num_items)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlot import _checks
 from mlot._typing import Array, Reduction
-from mlot.backends.base import Backend, Transport
+from mlot.backends.base import Backend
 from mlot.config import MultiLevelOTConfig
 from mlot.divergences import _check_reduction, reduce_sums, sequence_transport
 from mlot.matching import default_pool, matching_gap
@@ -123,9 +123,9 @@ def multi_level_ot(
         student_mask: positions whose prediction counts, ``(B, T_s)`` booleans (see `mask_from_labels`);
             ``None`` means all.
         teacher_mask: the same for the teacher, ``(B, T_t)``.
-        pairs: ``(B, P, 2)`` integers ``[student position, teacher position]``, padded by -1. ``None`` pairs the
-            i-th valid position of one with the i-th of the other. Pairs whose positions are masked out are
-            left out.
+        pairs: ``(B, P, 2)`` integers ``[student position, teacher position]``, padded by -1. ``None`` pairs
+            the i-th valid position of one with the i-th of the other. Pairs whose positions are masked out
+            are left out.
         config: settings; ``None`` means the paper's.
         reduction: ``"none"``: the literal sums of each sequence, ``(B,)``; ``"sum"``: their sum; ``"mean"``:
             each term divided by the number of positions it sums over in the batch, pairs for HAD and SL, the
@@ -248,7 +248,12 @@ def _loss(
 
 
 def _match(
-    xp: Backend, student: Traces, teacher: Traces, pairs: Array, config: MultiLevelOTConfig, evidence: dict[str, Any]
+    xp: Backend,
+    student: Traces,
+    teacher: Traces,
+    pairs: Array,
+    config: MultiLevelOTConfig,
+    evidence: dict[str, Any],
 ) -> Traces:
     """Student traces with a column for each of the teacher's, chosen among the pooled ones."""
     fixed_student, fixed_teacher = student.map(xp.stop_gradient), teacher.map(xp.stop_gradient)
@@ -270,7 +275,7 @@ def _match(
 def _soft_terms(
     xp: Backend, student: Traces, teacher: Traces, pairs: Array, config: MultiLevelOTConfig
 ) -> tuple[Array, Array, Array]:
-    """Coupling between columns by Sinkhorn, and HAD and SL under it; a permutation gives the hard terms back."""
+    """Coupling between columns by Sinkhorn, and HAD and SL under it; a permutation gives the hard terms."""
     cost = xp.token_cost(student, teacher, pairs, kind=config.token_cost, temperature=None)
     everything = xp.full_mask(cost)
     a, b = xp.marginals(everything, everything, cost)
@@ -278,8 +283,16 @@ def _soft_terms(
         cost, a, b, epsilon=config.epsilon, n_iter=config.n_iter, tol=config.tol, cost_bound=None
     )
     coupling = teacher.k * found.plan
-    absolute = cost if config.token_cost == "l1" else xp.token_cost(student, teacher, pairs, kind="l1", temperature=None)
-    logarithmic = cost if config.token_cost == "log" else xp.token_cost(student, teacher, pairs, kind="log", temperature=None)
+    absolute = (
+        cost
+        if config.token_cost == "l1"
+        else xp.token_cost(student, teacher, pairs, kind="l1", temperature=None)
+    )
+    logarithmic = (
+        cost
+        if config.token_cost == "log"
+        else xp.token_cost(student, teacher, pairs, kind="log", temperature=None)
+    )
     return coupling, xp.inner(coupling, absolute), xp.inner(coupling, logarithmic)
 
 

@@ -30,7 +30,9 @@ def mask_from_labels(labels: Array, ignore_index: int = -100, *, backend: str | 
     array([[ True, False,  True, False]])
     """
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
-        raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__} {ignore_index!r}")
+        raise TypeError(
+            f"ignore_index: expected an integer, got {type(ignore_index).__name__} {ignore_index!r}"
+        )
     xp, (labels,) = _checks.resolve({"labels": labels}, backend)
     if len(labels.shape) != 2:
         raise ValueError(f"labels: expected (B, T), got shape {tuple(labels.shape)}")

@@ -15,10 +15,11 @@ def assign(cost: Array, method: HardMatching = "optimal", *, backend: str | None
 
     .. math:: q = \arg\min_{q\ \text{injective}} \sum_l C_{l\,q(l)}
 
-    for ``"optimal"``; among matchings that are equally cheap (to about 1e-12 of the largest cost), the one
-    nearest to the order of rows and columns, so that rounding does not choose. ``"greedy"`` goes through the rows in order and gives each the cheapest column left,
-    ties by lower index. ``"rank"`` matches the l-th row with the l-th column whatever the cost, which is a
-    matching by mass when columns are sorted by it, as those of traces are.
+    for ``"optimal"``; among matchings that are equally cheap (to about 1e-12 of the largest cost), the
+    one nearest to the order of rows and columns, so that rounding does not choose. ``"greedy"`` goes
+    through the rows in order and gives each the cheapest column left, ties by lower index. ``"rank"``
+    matches the l-th row with the l-th column whatever the cost, which is a matching by mass when columns
+    are sorted by it, as those of traces are.
 
     Args:
         cost: ``(B, R, S)`` with R <= S.
@@ -49,7 +50,7 @@ def assign(cost: Array, method: HardMatching = "optimal", *, backend: str | None
 
 
 def default_pool(k: int) -> int:
-    """Number of student columns that are candidates for a match when ``pool`` is ``None``: 8 k, at least 256."""
+    """Number of candidates for a match when ``pool`` is ``None``: 8 k, at least 256."""
     return max(8 * k, 256)
 
 

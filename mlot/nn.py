@@ -102,9 +102,10 @@ class MultiLevelOTLoss(nn.Module):
             student_logits: ``(B, T_s, V_s)`` logits or a `mlot.LinearHead`.
             teacher_logits: ``(B, T_t, V_t)`` logits, a `mlot.LinearHead`, or `mlot.Traces` saved earlier.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
-            teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their mask.
-            num_items_in_batch: number of positions to divide every mean by instead of those of this batch: what
-                transformers' ``Trainer`` passes under gradient accumulation.
+            teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their
+                mask.
+            num_items_in_batch: number of positions to divide every mean by instead of those of this batch:
+                what transformers' ``Trainer`` passes under gradient accumulation.
             pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
 
         Returns:
@@ -212,9 +213,11 @@ def _masks(
     if teacher_labels is None and not isinstance(teacher, Traces):
         raise TypeError("teacher_labels: expected integers (B, T_t), got None without traces for a teacher")
     if isinstance(student, Traces):
-        raise TypeError("student_logits: expected logits or a LinearHead, since cross-entropy needs them, got Traces")
+        raise TypeError(
+            "student_logits: expected logits or a LinearHead, since cross-entropy needs them, got Traces"
+        )
     xp = get_backend("torch")
-    masks = []
+    masks: list[Tensor | None] = []
     for name, source, labels in (("student", student, student_labels), ("teacher", teacher, teacher_labels)):
         if labels is None:
             masks.append(None)
@@ -223,7 +226,8 @@ def _masks(
             raise TypeError(f"{name}_labels: expected a torch tensor, got {type(labels).__name__}")
         if tuple(labels.shape) != tuple(source.shape[:2]):
             raise ValueError(
-                f"{name}_labels: expected shape {tuple(source.shape[:2])}, as {name}_logits, got {tuple(labels.shape)}"
+                f"{name}_labels: expected shape {tuple(source.shape[:2])}, as {name}_logits, "
+                f"got {tuple(labels.shape)}"
             )
         if xp.kind(labels) != "integer":
             raise TypeError(f"{name}_labels: expected integers, got {labels.dtype}")

@@ -84,6 +84,9 @@ class LinearHead:
         return LinearHead(function(self.hidden), function(self.weight), bias, self.softcap, self.scale)
 
 
+#: Predictions over the whole vocabulary: dense logits ``(B, T, V)`` or a `LinearHead`.
+Predictions: TypeAlias = Array | LinearHead
+
 #: Dense logits ``(B, T, V)``, a `LinearHead`, or `Traces` selected earlier.
 Source: TypeAlias = Array | LinearHead | Traces
 
@@ -93,9 +96,3 @@ def arrays_of(value: Any) -> list[Array]:
     if isinstance(value, LinearHead | Traces):
         return [v for v in (getattr(value, f.name) for f in fields(value)) if hasattr(v, "shape")]
     return [value]
-
-
-def shape_of(source: Source) -> tuple[int, int, int]:
-    """Shape ``(B, T, V)`` of a source's full predictions."""
-    batch, length, vocabulary = source.shape
-    return int(batch), int(length), int(vocabulary)

@@ -244,7 +244,9 @@ def check_traces(
 ) -> None:
     """Raise `ValueError` unless traces can serve what is asked of them."""
     if traces.k < k:
-        raise ValueError(f"{name}: expected traces of at least {k} columns, got {traces.k} of {traces.vocab_size}")
+        raise ValueError(
+            f"{name}: expected traces of at least {k} columns, got {traces.k} of {traces.vocab_size}"
+        )
     if traces.temperature != temperature:
         raise ValueError(
             f"{name}: expected traces selected at temperature {temperature}, got {traces.temperature}"

@@ -130,7 +130,9 @@ def _problem(
         if weights is None:
             continue
         if tuple(weights.shape) not in ((size,), (*shape[:-2], size)):
-            raise ValueError(f"{name}: expected shape {(*shape[:-2], size)} or ({size},), got {tuple(weights.shape)}")
+            raise ValueError(
+                f"{name}: expected shape {(*shape[:-2], size)} or ({size},), got {tuple(weights.shape)}"
+            )
         _floating(xp, name, weights)
     single = len(shape) == 2
     if single:
@@ -144,7 +146,9 @@ def _problem(
         total_a, total_b = a.sum(-1), b.sum(-1)
         worst = int(abs(total_a - total_b).argmax())
         if float(abs(total_a - total_b)[worst]) > 1e-4 * float(total_a[worst]):
-            raise ValueError(f"b: expected the total of a, {float(total_a[worst])}, got {float(total_b[worst])}")
+            raise ValueError(
+                f"b: expected the total of a, {float(total_a[worst])}, got {float(total_b[worst])}"
+            )
     return xp, cost, a, b, single
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlot._typing import Array, ArrayKind, CostKind, HardMatching
 from mlot.backends.registry import BackendSpec, available_backends, get_backend, register_backend
-from mlot.sources import Source
+from mlot.sources import Predictions
 from mlot.traces import Traces
 
 __all__ = [
@@ -39,10 +39,10 @@ class Backend(ABC):
     comparison with its like and with numbers, ``swapaxes``, and the reductions ``sum``, ``min``, ``max``,
     ``argmax``, ``any``, ``all`` and ``clip``.
 
-    In what follows ``B`` counts sequences, ``T`` positions, ``P`` pairs. ``pairs`` are integers ``(B, P, 2)``,
-    each ``[student position, teacher position]``, with ``[-1, -1]`` where there is none; positions in them are
-    valid on both sides. A sequence without pairs or without valid positions has divergence 0 and a zero
-    gradient. What a mask excludes must not influence any result, whatever it holds.
+    In what follows ``B`` counts sequences, ``T`` positions, ``P`` pairs. ``pairs`` are integers
+    ``(B, P, 2)``, each ``[student position, teacher position]``, with ``[-1, -1]`` where there is none;
+    positions in them are valid on both sides. A sequence without pairs or without valid positions has
+    divergence 0 and a zero gradient. What a mask excludes must not influence any result, whatever it holds.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def from_numpy(self, array: NDArray[np.generic], device: object = None) -> Array:
+    def from_numpy(self, array: NDArray[np.generic], device: Any = None) -> Array:
         """Turn a NumPy array into one of this backend's."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Backend(ABC):
     # -- masks and pairs ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def full_mask(self, source: Source) -> Array:
+    def full_mask(self, source: Predictions) -> Array:
         """Mask ``(B, T)`` that excludes nothing, on the device of the source."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Backend(ABC):
     @abstractmethod
     def select(
         self,
-        source: Source,
+        source: Predictions,
         mask: Array,
         *,
         k: int,
@@ -121,7 +121,7 @@ class Backend(ABC):
     @abstractmethod
     def take(
         self,
-        source: Source,
+        source: Predictions,
         columns: Array,
         mask: Array,
         *,
@@ -166,7 +166,8 @@ class Backend(ABC):
     def marginals(self, student_mask: Array, teacher_mask: Array, like: Array) -> tuple[Array, Array]:
         """Uniform weights over valid positions: teacher ``(B, T_t)``, student ``(B, T_s)``.
 
-        In the type that a computation on ``like`` has. Both are zero for a sequence that has no valid position on one of the sides.
+        In the type that a computation on ``like`` has. Both are zero for a sequence that has no valid
+        position on one of the sides.
         """
 
     @abstractmethod
@@ -183,8 +184,9 @@ class Backend(ABC):
     ) -> Transport:
         """Equations (17)-(20): the plan after ``n_iter`` rounds of rows, then columns.
 
-        Rows with ``a = 0`` and columns with ``b = 0`` take no mass. With ``tol`` a sequence stops at the first
-        round whose marginal error is at most that. ``cost_bound`` bounds the entries of the cost, if known.
+        Rows with ``a = 0`` and columns with ``b = 0`` take no mass. With ``tol`` a sequence stops at the
+        first round whose marginal error is at most that. ``cost_bound`` bounds the entries of the cost, if
+        known.
         """
 
     @abstractmethod
@@ -202,7 +204,14 @@ class Backend(ABC):
         """Equation (16) on matched traces; zero teacher mass contributes exactly 0."""
 
     @abstractmethod
-    def uld(self, student: Source, teacher: Source, student_mask: Array, teacher_mask: Array, pairs: Array) -> Array:
+    def uld(
+        self,
+        student: Predictions,
+        teacher: Predictions,
+        student_mask: Array,
+        teacher_mask: Array,
+        pairs: Array,
+    ) -> Array:
         """L1 distance of the descending probabilities of the two full vocabularies, over the pairs."""
 
     @abstractmethod

@@ -21,8 +21,9 @@ Integers = NDArray[np.int64]
 def standardized(logits: Floats) -> Floats:
     """Logits ``(T, V)`` divided by their standard deviation over the vocabulary."""
     if logits.shape[-1] == 1:
-        return logits / 1e-4
-    return logits / (logits.std(axis=-1, ddof=1, keepdims=True) + 1e-4)
+        return logits  # no deviation, and whatever the divisor, the probability is 1
+    deviation: Floats = logits.std(axis=-1, ddof=1, keepdims=True)
+    return logits / (deviation + 1e-4)
 
 
 def log_probabilities(logits: Floats, temperature: float) -> Floats:
@@ -32,7 +33,7 @@ def log_probabilities(logits: Floats, temperature: float) -> Floats:
 
 
 def log_normalizer(log_probs: Floats, base: float, temperature: float) -> Floats:
-    """log Σ_v exp((τ₀/τ) log p_v): what turns log-probabilities at τ₀ into those at τ."""
+    """Log Σ_v exp((τ₀/τ) log p_v): what turns log-probabilities at τ₀ into those at τ."""
     result: Floats = logsumexp(base / temperature * log_probs, axis=-1)
     return result
 
@@ -78,7 +79,8 @@ def tie_break(cost: Floats) -> Floats:
     probabilities lie below both of two student probabilities), and rounding must not choose.
     """
     rows, columns = np.sqrt(np.arange(cost.shape[0])), np.sqrt(np.arange(cost.shape[1]))
-    return 1e-12 * np.abs(cost).max(initial=0.0) * (rows[:, None] - columns[None, :]) ** 2
+    size = float(np.abs(cost).max(initial=0.0))
+    return np.asarray(1e-12 * size * (rows[:, None] - columns[None, :]) ** 2)
 
 
 def finite(cost: Floats) -> Floats:
@@ -133,7 +135,9 @@ def emd(cost: Floats, a: Floats, b: Floats) -> Floats:
     try:
         import ot
     except ImportError as error:
-        raise ImportError('backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"') from error
+        raise ImportError(
+            'backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"'
+        ) from error
     # The simplex wants equal totals to the last bit.
     plan, log = ot.emd(a, b * (a.sum() / b.sum()), cost, numItermax=10_000_000, log=True)
     if log["warning"] is not None:
@@ -142,7 +146,7 @@ def emd(cost: Floats, a: Floats, b: Floats) -> Floats:
 
 
 def uld(student: Floats, teacher: Floats) -> float:
-    """Boizard et al.: Σ_i Σ_r |t_(r)(i) - s_(r)(i)| over descending probabilities, the narrower padded by 0."""
+    """Boizard et al.: Σ_i Σ_r |t_(r)(i) - s_(r)(i)|, probabilities descending, the narrower padded by 0."""
     width = max(student.shape[1], teacher.shape[1])
 
     def descending(probs: Floats) -> Floats:

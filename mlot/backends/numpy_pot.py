@@ -12,7 +12,7 @@ from mlot._typing import ArrayKind, CostKind, HardMatching
 from mlot.backends import numpy_equations as eq
 from mlot.backends.base import Backend, Transport
 from mlot.backends.numpy_equations import Floats, Integers
-from mlot.sources import LinearHead, Source
+from mlot.sources import LinearHead, Predictions
 from mlot.traces import Traces
 
 Mask = NDArray[np.bool_]
@@ -43,7 +43,7 @@ class NumpyBackend(Backend):
             array = array.cpu()
         return np.asarray(array)
 
-    def from_numpy(self, array: NDArray[Any], device: object = None) -> NDArray[Any]:
+    def from_numpy(self, array: NDArray[Any], device: Any = None) -> NDArray[Any]:
         if device not in (None, "cpu"):
             raise ValueError(f"device: the numpy backend has only 'cpu', got {device!r}")
         return array
@@ -56,7 +56,7 @@ class NumpyBackend(Backend):
 
     # -- masks and pairs ---------------------------------------------------------------------------------
 
-    def full_mask(self, source: Source) -> Mask:
+    def full_mask(self, source: Predictions) -> Mask:
         return np.ones(source.shape[:2], dtype=bool)
 
     def mask_from_labels(self, labels: Integers, ignore_index: int) -> Mask:
@@ -82,16 +82,16 @@ class NumpyBackend(Backend):
         return result
 
     def count_pairs(self, pairs: Integers) -> Floats:
-        return (pairs[:, :, 0] >= 0).sum(axis=1).astype(np.float64)
+        return np.asarray((pairs[:, :, 0] >= 0).sum(axis=1), dtype=np.float64)
 
     def count_positions(self, mask: Mask) -> Floats:
-        return mask.sum(axis=1).astype(np.float64)
+        return np.asarray(mask.sum(axis=1), dtype=np.float64)
 
     # -- selection ---------------------------------------------------------------------------------------
 
     def select(
         self,
-        source: Source,
+        source: Predictions,
         mask: Mask,
         *,
         k: int,
@@ -114,7 +114,7 @@ class NumpyBackend(Backend):
 
     def take(
         self,
-        source: Source,
+        source: Predictions,
         columns: Integers,
         mask: Mask,
         *,
@@ -133,7 +133,15 @@ class NumpyBackend(Backend):
             for m, extra in enumerate(extra_temperatures):
                 normalizers[n, mask[n], m] = eq.log_normalizer(log_probs, temperature, extra)
         return Traces(
-            columns, kept, normalizers, mass, mask, int(vocabulary), temperature, extra_temperatures, standardize
+            columns,
+            kept,
+            normalizers,
+            mass,
+            mask,
+            int(vocabulary),
+            temperature,
+            extra_temperatures,
+            standardize,
         )
 
     def keep(self, traces: Traces, index: Integers) -> Traces:
@@ -184,11 +192,12 @@ class NumpyBackend(Backend):
             if coupling is not None:
                 with np.errstate(divide="ignore"):
                     s = np.log(np.exp(s) @ coupling[n].T)
-            cost[n][np.ix_(teacher.mask[n], student.mask[n])] = eq.sequence_cost(np.exp(s), np.exp(t), s, kind)
+            block = np.ix_(teacher.mask[n], student.mask[n])
+            cost[n][block] = eq.sequence_cost(np.exp(s), np.exp(t), s, kind)
         return cost
 
     def marginals(self, student_mask: Mask, teacher_mask: Mask, like: NDArray[Any]) -> tuple[Floats, Floats]:
-        both = student_mask.any(axis=1) & teacher_mask.any(axis=1)
+        both = np.asarray(student_mask.any(axis=1) & teacher_mask.any(axis=1))
 
         def uniform(mask: Mask) -> Floats:
             return np.where(mask & both[:, None], 1.0 / np.maximum(mask.sum(axis=1, keepdims=True), 1), 0.0)
@@ -229,7 +238,14 @@ class NumpyBackend(Backend):
             result[n] = eq.sl(s, np.exp(t))
         return result
 
-    def uld(self, student: Source, teacher: Source, student_mask: Mask, teacher_mask: Mask, pairs: Integers) -> Floats:
+    def uld(
+        self,
+        student: Predictions,
+        teacher: Predictions,
+        student_mask: Mask,
+        teacher_mask: Mask,
+        pairs: Integers,
+    ) -> Floats:
         result = np.zeros(len(pairs))
         for n in range(len(pairs)):
             i, j = _paired(pairs[n])
@@ -240,14 +256,15 @@ class NumpyBackend(Backend):
 
     def inner(self, plan: Floats, cost: Floats) -> Floats:
         with np.errstate(invalid="ignore"):
-            return np.where(plan == 0.0, 0.0, plan * cost).sum(axis=tuple(range(1, plan.ndim)))
+            terms = np.where(plan == 0.0, 0.0, plan * cost)
+        return np.asarray(terms.sum(axis=tuple(range(1, plan.ndim))), dtype=np.float64)
 
 
 def _float64(array: NDArray[Any]) -> Floats:
     return array.astype(np.float64, copy=False)
 
 
-def _logits(source: Source, n: int, rows: Any) -> Floats:
+def _logits(source: Predictions, n: int, rows: Any) -> Floats:
     """Logits of some positions of one sequence."""
     if not isinstance(source, LinearHead):
         return _float64(source[n, rows])
@@ -261,7 +278,7 @@ def _logits(source: Source, n: int, rows: Any) -> Floats:
     return _float64(logits)
 
 
-def _log_probs(source: Source, n: int, rows: Mask, temperature: float, standardize: bool) -> Floats:
+def _log_probs(source: Predictions, n: int, rows: Mask, temperature: float, standardize: bool) -> Floats:
     logits = _logits(source, n, rows)
     return eq.log_probabilities(eq.standardized(logits) if standardize else logits, temperature)
 

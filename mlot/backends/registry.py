@@ -39,7 +39,9 @@ class BackendSpec:
             if not isinstance(value, str) or not value:
                 raise TypeError(f"{field}: expected a non-empty string, got {value!r}")
         if not isinstance(self.array_types, tuple) or not self.array_types:
-            raise TypeError(f"array_types: expected a non-empty tuple of dotted names, got {self.array_types!r}")
+            raise TypeError(
+                f"array_types: expected a non-empty tuple of dotted names, got {self.array_types!r}"
+            )
         for dotted in self.array_types:
             if not isinstance(dotted, str) or "." not in dotted:
                 raise ValueError(f"array_types: expected dotted names such as 'torch.Tensor', got {dotted!r}")

@@ -22,7 +22,7 @@ from mlot.backends.torch_costs import PairwiseL1, log_cost
 from mlot.backends.torch_rows import Kind, compute_dtype
 from mlot.backends.torch_transport import SAFE_EXPONENT, Sinkhorn, exact_plan
 from mlot.backends.torch_uld import Uld
-from mlot.sources import LinearHead, Source
+from mlot.sources import LinearHead, Predictions
 from mlot.traces import Traces
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +33,11 @@ def _full_precision(method: F) -> F:
 
     @wraps(method)
     def wrapped(self: TorchBackend, first: Any, *args: Any, **kwargs: Any) -> Any:
-        tensor = next(t for t in (getattr(first, "log_probs", None), getattr(first, "hidden", None), first) if t is not None)
+        tensor = next(
+            t
+            for t in (getattr(first, "log_probs", None), getattr(first, "hidden", None), first)
+            if t is not None
+        )
         with torch.autocast(device_type=tensor.device.type, enabled=False):
             return method(self, first, *args, **kwargs)
 
@@ -62,8 +66,9 @@ class TorchBackend(Backend):
             raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
         return torch.as_tensor(np.asarray(array))
 
-    def from_numpy(self, array: NDArray[Any], device: object = None) -> Tensor:
-        return torch.from_numpy(array.copy()).to(device)  # type: ignore[arg-type]
+    def from_numpy(self, array: NDArray[Any], device: Any = None) -> Tensor:
+        tensor = torch.from_numpy(array.copy())
+        return tensor if device is None else tensor.to(torch.device(device))
 
     def to_numpy(self, array: Tensor) -> NDArray[Any]:
         array = array.detach().cpu()
@@ -74,7 +79,7 @@ class TorchBackend(Backend):
 
     # -- masks and pairs ---------------------------------------------------------------------------------
 
-    def full_mask(self, source: Source) -> Tensor:
+    def full_mask(self, source: Predictions) -> Tensor:
         like = source.hidden if isinstance(source, LinearHead) else source
         return torch.ones(source.shape[:2], dtype=torch.bool, device=like.device)
 
@@ -110,7 +115,7 @@ class TorchBackend(Backend):
     @_full_precision
     def select(
         self,
-        source: Source,
+        source: Predictions,
         mask: Tensor,
         *,
         k: int,
@@ -129,7 +134,7 @@ class TorchBackend(Backend):
     @_full_precision
     def take(
         self,
-        source: Source,
+        source: Predictions,
         columns: Tensor,
         mask: Tensor,
         *,
@@ -153,7 +158,9 @@ class TorchBackend(Backend):
         mass: Tensor | None,
         vocabulary: int,
     ) -> Traces:
-        log_probs, normalizers = torch_select.Take.apply(kind.forget(), columns, mask, lse, settings, *kind.tensors)
+        log_probs, normalizers = torch_select.Take.apply(  # type: ignore[no-untyped-call]
+            kind.forget(), columns, mask, lse, settings, *kind.tensors
+        )
         if mass is None:
             mass = log_probs.detach().exp().sum(1)
         return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
@@ -242,7 +249,9 @@ class TorchBackend(Backend):
     ) -> Transport:
         dtype = compute_dtype(cost.dtype)
         safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
-        found = Sinkhorn.apply(cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe)
+        found = Sinkhorn.apply(  # type: ignore[no-untyped-call]
+            cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe
+        )
         return Transport(*found)
 
     @_full_precision
@@ -270,7 +279,14 @@ class TorchBackend(Backend):
         return -(t.exp() * s.masked_fill(none, 0)).sum((1, 2))
 
     @_full_precision
-    def uld(self, student: Source, teacher: Source, student_mask: Tensor, teacher_mask: Tensor, pairs: Tensor) -> Tensor:
+    def uld(
+        self,
+        student: Predictions,
+        teacher: Predictions,
+        student_mask: Tensor,
+        teacher_mask: Tensor,
+        pairs: Tensor,
+    ) -> Tensor:
         real = pairs[:, :, 0] >= 0
         batch = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(real)
         b, i, j = batch.flatten(), pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()
@@ -282,7 +298,9 @@ class TorchBackend(Backend):
         kinds = Kind(student), Kind(teacher)
         tensors = (*kinds[0].tensors, *kinds[1].tensors)
         index = (b, i.clamp(min=0), j.clamp(min=0))
-        distances = Uld.apply(kinds[0].forget(), kinds[1].forget(), valid, index, *tensors)
+        distances: Tensor = Uld.apply(  # type: ignore[no-untyped-call]
+            kinds[0].forget(), kinds[1].forget(), valid, index, *tensors
+        )
         return distances.new_zeros(len(pairs)).index_add(0, b, distances)
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
@@ -311,7 +329,7 @@ def _paired(student: Tensor, teacher: Tensor, pairs: Tensor) -> tuple[Tensor, Te
 
 def _pairwise_l1(x: Tensor, y: Tensor) -> Tensor:
     dtype = torch.promote_types(compute_dtype(x.dtype), compute_dtype(y.dtype))
-    return PairwiseL1.apply(x.to(dtype), y.to(dtype))  # type: ignore[no-any-return]
+    return PairwiseL1.apply(x.to(dtype), y.to(dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _tie_broken(cost: Tensor) -> Tensor:

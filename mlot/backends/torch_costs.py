@@ -23,7 +23,7 @@ class PairwiseL1(torch.autograd.Function):
         return cost
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, cost_bar: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         wants_x, wants_y = ctx.needs_input_grad
@@ -47,7 +47,7 @@ def _pull(x: Tensor, y: Tensor, cost_bar: Tensor) -> Tensor:
 
 
 def log_cost(log_y: Tensor, weights: Tensor) -> Tensor:
-    r"""Cost :math:`-\sum_l w_{il} \log y_{jl}` between ``(B, n, d)`` and ``(B, m, d)``; no weight, no cost."""
+    r"""Cost :math:`-\sum_l w_{il} \log y_{jl}` of ``(B, n, d)`` and ``(B, m, d)``; no weight, no cost."""
     # A weight of 0 against a logarithm of minus infinity is 0; any other makes the cost infinite.
     lost = torch.isneginf(log_y)
     cost = -torch.bmm(weights, log_y.masked_fill(lost, 0).mT)

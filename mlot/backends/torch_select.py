@@ -2,8 +2,8 @@ r"""Selection: column sums and normalisers in one walk over the rows, the gradie
 
 With :math:`y = z / \sigma` (:math:`\sigma = 1` unless logits are standardised), the outputs are
 :math:`\log p_l = y_l/\tau_0 - \mathrm{lse}_{\tau_0}` for the kept columns and
-:math:`n_\tau = \mathrm{lse}_\tau - (\tau_0/\tau)\,\mathrm{lse}_{\tau_0}` for the other temperatures. For upstream
-gradients :math:`g` and :math:`\nu_\tau`,
+:math:`n_\tau = \mathrm{lse}_\tau - (\tau_0/\tau)\,\mathrm{lse}_{\tau_0}` for the other temperatures.
+For upstream gradients :math:`g` and :math:`\nu_\tau`,
 
 .. math:: \bar y = \tfrac{1}{\tau_0}\mathrm{scatter}(g) - p\Big(\tfrac{1}{\tau_0}\sum_l g_l
           + \sum_\tau \tfrac{\nu_\tau}{\tau}\Big) + \sum_\tau \tfrac{\nu_\tau}{\tau}\,p^{(\tau)},
@@ -81,7 +81,7 @@ def _scale(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard deviation of each row plus the offset, ``(..., 1)``."""
     logits = logits.to(dtype)
     if logits.shape[-1] == 1:
-        return torch.full_like(logits, _STD_OFFSET)
+        return torch.ones_like(logits)  # no deviation, and whatever the divisor, the probability is 1
     return logits.std(-1, keepdim=True) + _STD_OFFSET
 
 
@@ -100,13 +100,21 @@ class Take(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kind: Kind, columns: Tensor, mask: Tensor, lse: Tensor, settings: Settings, *tensors: Tensor | None
+        ctx: Any,
+        kind: Kind,
+        columns: Tensor,
+        mask: Tensor,
+        lse: Tensor,
+        settings: Settings,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = kind.rows(tensors)
         kept = rows.columns(columns)
         if settings.standardize:
             kept = kept / _scales(rows, mask)
-        log_probs = (kept / settings.temperature - lse[0, :, :, None]).masked_fill_(~mask[..., None], -torch.inf)
+        log_probs = (kept / settings.temperature - lse[0, :, :, None]).masked_fill_(
+            ~mask[..., None], -torch.inf
+        )
         normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
         for n, extra in enumerate(settings.extra):
             normalizers[..., n] = lse[n + 1] - settings.temperature / extra * lse[0]
@@ -115,7 +123,7 @@ class Take(torch.autograd.Function):
         return log_probs, normalizers
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
         columns, mask, lse, *tensors = ctx.saved_tensors
         settings: Settings = ctx.settings

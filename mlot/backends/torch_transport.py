@@ -1,16 +1,16 @@
 r"""Sinkhorn with the exact gradient of its truncated iteration, batched.
 
-A round is :math:`u_n = a / (K v_{n-1})`, :math:`v_n = b / (K^\top u_n)` with :math:`K = e^{-C/\lambda}` and
-:math:`v_0 = 1` (0 where there is no weight); the plan is :math:`P = \mathrm{diag}(u_N) K \mathrm{diag}(v_N)`. The backward pass runs the rounds
-in reverse from the stored scalings. With :math:`f, g` the gradients of :math:`\log u_n, \log v_n`, one round
-backwards is
+A round is :math:`u_n = a / (K v_{n-1})`, :math:`v_n = b / (K^\top u_n)` with :math:`K = e^{-C/\lambda}`
+and :math:`v_0 = 1` (0 where there is no weight); the plan is :math:`P = \mathrm{diag}(u_N) K
+\mathrm{diag}(v_N)`. The backward pass runs the rounds in reverse from the stored scalings. With :math:`f,
+g` the gradients of :math:`\log u_n, \log v_n`, one round backwards is
 
 .. math:: y = g v_n / b, \quad f \leftarrow f - u_n (K y), \quad x = f u_n / a, \quad
           g \leftarrow -v_{n-1} (K^\top x), \quad f \leftarrow 0,
 
-and the gradient of :math:`\log K` loses :math:`K \circ (u_n y^\top + x v_{n-1}^\top)`: over all rounds one product of
-a ``(T_t, 2N)`` by a ``(2N, T_s)`` matrix. Where :math:`e^{-C/\lambda}` could underflow, the same is done with
-logarithms of the scalings.
+and the gradient of :math:`\log K` loses :math:`K \circ (u_n y^\top + x v_{n-1}^\top)`: over all rounds
+one product of a ``(T_t, 2N)`` by a ``(2N, T_s)`` matrix. Where :math:`e^{-C/\lambda}` could underflow,
+the same is done with logarithms of the scalings.
 """
 
 from __future__ import annotations
@@ -124,7 +124,14 @@ class Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, n_iter: int, tol: float | None, safe: bool
+        ctx: Any,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        epsilon: float,
+        n_iter: int,
+        tol: float | None,
+        safe: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         half = (Exponential if safe else Logarithmic)(cost, a, b, epsilon)
         us, vs, rounds = _rounds(half, a, b, n_iter, tol)
@@ -137,7 +144,7 @@ class Sinkhorn(torch.autograd.Function):
         return plan, value, error, rounds
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, plan_bar: Tensor, value_bar: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         cost, a, b, us, vs, rounds = ctx.saved_tensors
         half = (Exponential if ctx.safe else Logarithmic)(cost, a, b, ctx.epsilon)
@@ -160,7 +167,8 @@ def _rounds(
     Without a tolerance nothing here waits for the device. With one, a sequence that has stopped keeps its
     scalings while others go on, so that its result does not depend on theirs.
     """
-    us, vs = [], []
+    us: list[Tensor] = []
+    vs: list[Tensor] = []
     v = half.start
     rounds = torch.full((len(a),), 0 if tol is not None else n_iter, dtype=torch.long, device=a.device)
     running = torch.ones(len(a), dtype=torch.bool, device=a.device)
@@ -187,7 +195,9 @@ def exact_plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
     try:
         import ot
     except ImportError as error:
-        raise ImportError('backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"') from error
+        raise ImportError(
+            'backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"'
+        ) from error
     plans = torch.zeros_like(cost)
     for plan, matrix, rows, columns in zip(plans, cost, a, b, strict=True):
         if not bool((rows > 0).any()):

@@ -19,7 +19,12 @@ class Uld(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Kind, teacher: Kind, valid: Tensor, index: tuple[Tensor, Tensor, Tensor], *tensors: Tensor | None
+        ctx: Any,
+        student: Kind,
+        teacher: Kind,
+        valid: Tensor,
+        index: tuple[Tensor, Tensor, Tensor],
+        *tensors: Tensor | None,
     ) -> Tensor:
         sides = _sides(student, teacher, index, tensors)
         wanted = _wanted(student, ctx.needs_input_grad[4:])
@@ -43,7 +48,7 @@ class Uld(torch.autograd.Function):
         return torch.cat(parts) if parts else valid.new_zeros(0, dtype=dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         s_signs, t_signs, b, i, j, valid, *tensors = ctx.saved_tensors
         student, teacher = ctx.kinds
@@ -69,7 +74,9 @@ class Uld(torch.autograd.Function):
         return (None, None, None, None, *results)
 
 
-def _sides(student: Kind, teacher: Kind, index: tuple[Tensor, Tensor, Tensor], tensors: tuple[Tensor | None, ...]) -> Any:
+def _sides(
+    student: Kind, teacher: Kind, index: tuple[Tensor, Tensor, Tensor], tensors: tuple[Tensor | None, ...]
+) -> Any:
     b, i, j = index
     return (student.rows(tensors[: student.count]), (b, i)), (teacher.rows(tensors[student.count :]), (b, j))
 
