@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlot.traces import Traces
 
@@ -51,28 +52,54 @@ def load_traces(path: str | os.PathLike[str], backend: str | None, device: Any) 
         raise FileNotFoundError(f"path: expected a file of traces, found none at {str(path)!r}")
     content = path.read_bytes()
     try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["mlot"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}, not {FORMAT!r}")
-        arrays = module.load(content)
-        missing = [name for name in _FIELDS if name not in arrays]
-        if missing:
-            raise ValueError(f"no {', '.join(missing)}")
-        xp = get_backend(header["backend"]) if wanted is None else wanted
-        return Traces(
-            **{name: xp.from_numpy(arrays[name], device) for name in _FIELDS},
-            vocab_size=int(header["vocab_size"]),
-            temperature=float(header["temperature"]),
-            extra_temperatures=tuple(float(t) for t in header["extra_temperatures"]),
-            standardize=bool(header["standardize"]),
-        )
+        header, arrays = _parse(content, module)
     except (KeyError, TypeError, UnicodeDecodeError, ValueError, module_error()) as error:
         raise ValueError(f"path: {str(path)!r} is damaged or no file of traces: {error!r}") from error
+    xp = get_backend(header["backend"]) if wanted is None else wanted
+    return Traces(
+        **{name: xp.from_numpy(arrays[name], device) for name in _FIELDS},
+        vocab_size=int(header["vocab_size"]),
+        temperature=float(header["temperature"]),
+        extra_temperatures=tuple(float(t) for t in header["extra_temperatures"]),
+        standardize=bool(header["standardize"]),
+    )
+
+
+def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and arrays of a file, checked against each other."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["mlot"])
+    if header["format"] != FORMAT:
+        raise ValueError(f"format: expected {FORMAT!r}, got {header['format']!r}")
+    arrays = module.load(content)
+    missing = [name for name in _FIELDS if name not in arrays]
+    if missing:
+        raise ValueError(f"fields: expected {', '.join(_FIELDS)}, got no {', '.join(missing)}")
+    batch, length, k = arrays["log_probs"].shape
+    shapes = {
+        "columns": (len(arrays["mask"]), k),
+        "log_probs": (*arrays["mask"].shape, arrays["columns"].shape[-1]),
+        "log_normalizers": (batch, length, len(header["extra_temperatures"])),
+        "column_mass": (batch, k),
+        "mask": (batch, length),
+    }
+    kinds = {"columns": "iu", "mask": "b"}
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+        if array.dtype.kind not in kinds.get(name, "f"):
+            raise ValueError(f"{name}: unexpected type {array.dtype}")
+    columns, vocabulary = arrays["columns"], int(header["vocab_size"])
+    if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:
+        raise ValueError(f"columns: expected 0 to {vocabulary - 1}, got {columns.min()} to {columns.max()}")
+    return header, arrays
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by new content in one step, durable when this returns."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in an existing folder, got {str(path)!r}")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -234,7 +234,15 @@ def _masks(
         masks.append(mask_from_labels(labels))
     student_mask, teacher_mask = masks
     assert student_mask is not None
+    if student_labels.device.type == "cpu":  # elsewhere looking would wait for the device
+        _targets_in_vocabulary(student_labels[:, 1:], int(student.shape[2]))
     return student_mask, teacher_mask
+
+
+def _targets_in_vocabulary(targets: Tensor, vocabulary: int) -> None:
+    wrong = targets[(targets != -100) & ((targets < 0) | (targets >= vocabulary))]
+    if len(wrong):
+        raise ValueError(f"student_labels: expected -100 or 0 to {vocabulary - 1}, got {int(wrong[0])}")
 
 
 def _mean_cross_entropy(

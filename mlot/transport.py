@@ -140,10 +140,10 @@ def _problem(
     given = a is not None or b is not None
     every_row, every_column = xp.full_mask(cost), xp.full_mask(cost.swapaxes(1, 2))
     uniform_a, uniform_b = xp.marginals(every_column, every_row, cost)
-    a = uniform_a if a is None else _weights("a", a, uniform_a)
-    b = uniform_b if b is None else _weights("b", b, uniform_b)
+    a = uniform_a if a is None else _weights(xp, "a", a, uniform_a)
+    b = uniform_b if b is None else _weights(xp, "b", b, uniform_b)
     if given and shape[0]:
-        total_a, total_b = a.sum(-1), b.sum(-1)
+        total_a, total_b = (xp.stop_gradient(weights).sum(-1) for weights in (a, b))
         worst = int(abs(total_a - total_b).argmax())
         if float(abs(total_a - total_b)[worst]) > 1e-4 * float(total_a[worst]):
             raise ValueError(
@@ -152,10 +152,11 @@ def _problem(
     return xp, cost, a, b, single
 
 
-def _weights(name: str, weights: Array, like: Array) -> Array:
-    if not bool((weights >= 0).all()):
-        raise ValueError(f"{name}: expected non-negative weights, got {float(weights.min())}")
-    if not bool((weights.sum(-1) > 0).all()):
+def _weights(xp: Backend, name: str, weights: Array, like: Array) -> Array:
+    values = xp.stop_gradient(weights)
+    if not bool((values >= 0).all()):
+        raise ValueError(f"{name}: expected non-negative weights, got {float(values.min())}")
+    if not bool((values.sum(-1) > 0).all()):
         raise ValueError(f"{name}: expected weights with a positive total, got 0")
     return weights + 0 * like  # given a batch axis and the precision of the computation
 

@@ -112,7 +112,9 @@ def problems(draw: st.DrawFn, max_batch: int = 3, pairs: bool | None = None) -> 
 
 
 @st.composite
-def configs(draw: st.DrawFn, matchings: tuple[str, ...] = ("optimal", "greedy", "rank")) -> mlot.MultiLevelOTConfig:
+def configs(
+    draw: st.DrawFn, matchings: tuple[str, ...] = ("optimal", "greedy", "rank")
+) -> mlot.MultiLevelOTConfig:
     matching = draw(st.sampled_from(matchings))
     k = draw(st.sampled_from([1, 4, 10, 50] + ([None] if matching == "rank" else [])))
     return mlot.MultiLevelOTConfig(

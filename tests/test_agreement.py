@@ -17,7 +17,9 @@ def same_selection(got: mlot.MultiLevelOTResult, want: mlot.MultiLevelOTResult) 
     return all(np.array_equal(as_numpy(getattr(got, c)), getattr(want, c)) for c in COLUMNS)
 
 
-def compare(problem: Problem, config: mlot.MultiLevelOTConfig, reduction: str, rtol: float, floor: float) -> None:
+def compare(
+    problem: Problem, config: mlot.MultiLevelOTConfig, reduction: str, rtol: float, floor: float
+) -> None:
     dtype = torch.float64 if rtol < 1e-8 else torch.float32
     want = mlot.multi_level_ot(**problem.arguments(), config=config, reduction=reduction, return_plan=True)
     got = mlot.multi_level_ot(
@@ -91,7 +93,9 @@ def test_traces_and_costs(problem: Problem, k: int, temperature: float, standard
         p = problem.to(backend)
         keep = min(k, p.student.shape[2], p.teacher.shape[2])
         sides[backend] = [
-            mlot.select(x, m, k=keep, temperature=temperature, extra_temperatures=(2.0, 3.0), standardize=standardize)
+            mlot.select(
+                x, m, k=keep, temperature=temperature, extra_temperatures=(2.0, 3.0), standardize=standardize
+            )
             for x, m in ((p.student, p.student_mask), (p.teacher, p.teacher_mask))
         ]
     for got, want in zip(sides["torch"], sides["numpy"], strict=True):
@@ -99,7 +103,9 @@ def test_traces_and_costs(problem: Problem, k: int, temperature: float, standard
         np.testing.assert_array_equal(as_numpy(got.mask), want.mask)
         assert_close(got.column_mass, want.column_mass, 1e-10, floor, "column_mass")
         for t in (temperature, 2.0, 3.0):
-            assert_close(np.exp(as_numpy(got.at(t))), np.exp(want.at(t)), 1e-10, floor, f"probabilities at {t}")
+            assert_close(
+                np.exp(as_numpy(got.at(t))), np.exp(want.at(t)), 1e-10, floor, f"probabilities at {t}"
+            )
     for kind in ("l1", "log"):
         got, want = (
             mlot.token_cost(*sides[b], kind=kind, pairs=problem.to(b).pairs) for b in ("torch", "numpy")
@@ -130,9 +136,7 @@ def test_linear_head_equals_its_logits(settings: dict) -> None:
         reference = mlot.multi_level_ot(head, teacher, student_mask=mask, config=config)
         assert_close(getattr(reference, name), getattr(want, name), 1e-12, 0.0, name)
         assert_close(getattr(got, name), getattr(want, name), 1e-10, 0.0, name)
-    np.testing.assert_allclose(
-        mlot.uld(head, teacher), mlot.uld(logits, teacher), rtol=1e-12
-    )
+    np.testing.assert_allclose(mlot.uld(head, teacher), mlot.uld(logits, teacher), rtol=1e-12)
     got_grads = torch.autograd.grad(got.loss, tensors)
     dense = (tensors[0] @ tensors[1].T + tensors[2]) * settings.get("scale", 1.0)
     if "softcap" in settings:

@@ -54,4 +54,6 @@ def test_released_code(case: dict) -> None:
     loss.backward()
     # The values were printed by a float32 computation.
     np.testing.assert_allclose(loss.item(), case["expected"]["distillation_loss"], rtol=1e-5)
-    np.testing.assert_allclose(student.grad.norm().item(), case["expected"]["student_gradient_norm"], rtol=1e-4)
+    np.testing.assert_allclose(
+        student.grad.norm().item(), case["expected"]["student_gradient_norm"], rtol=1e-4
+    )

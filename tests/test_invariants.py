@@ -38,7 +38,9 @@ def test_a_sequence_alone_gives_what_it_gives_in_a_batch(
     for n in range(len(problem.student)):
         alone = evaluate(problem.row(n), backend, config)
         for name in QUANTITIES:
-            assert_close(as_numpy(getattr(together, name))[n : n + 1], getattr(alone, name), 1e-12, floor, name)
+            assert_close(
+                as_numpy(getattr(together, name))[n : n + 1], getattr(alone, name), 1e-12, floor, name
+            )
         np.testing.assert_array_equal(
             as_numpy(together.student_columns)[n], as_numpy(alone.student_columns)[0]
         )
@@ -104,7 +106,9 @@ def test_the_order_of_a_vocabulary_does_not_matter(
     for mask in (problem.student_mask, problem.teacher_mask):
         valid &= True if mask is None else mask.any(axis=1)
     for order, name in ((s, "student_columns"), (t, "teacher_columns")):
-        np.testing.assert_array_equal(order[as_numpy(getattr(got, name))][valid], as_numpy(getattr(want, name))[valid])
+        np.testing.assert_array_equal(
+            order[as_numpy(getattr(got, name))][valid], as_numpy(getattr(want, name))[valid]
+        )
     for name in QUANTITIES:
         assert_close(getattr(got, name), getattr(want, name), 1e-12, floor, name)
     assert_close(
@@ -120,9 +124,7 @@ def test_the_order_of_a_vocabulary_does_not_matter(
 @given(problem=problems(pairs=False), k=st.sampled_from([1, 5, 50]))
 def test_a_model_is_at_distance_zero_from_itself(backend: str, problem: Problem, k: int) -> None:
     same = problem.with_(teacher=problem.student, teacher_mask=problem.student_mask).to(backend)
-    result = mlot.multi_level_ot(
-        **same.arguments(), config=mlot.MultiLevelOTConfig(k=k), reduction="none"
-    )
+    result = mlot.multi_level_ot(**same.arguments(), config=mlot.MultiLevelOTConfig(k=k), reduction="none")
     np.testing.assert_array_equal(as_numpy(result.had), 0.0)
     np.testing.assert_array_equal(as_numpy(result.student_columns), as_numpy(result.teacher_columns))
     np.testing.assert_array_equal(as_numpy(mlot.uld(**same.arguments(), reduction="none")), 0.0)
@@ -133,9 +135,7 @@ def test_a_model_is_at_distance_zero_from_itself(backend: str, problem: Problem,
 
 @backends
 @given(problem=problems(), k=st.sampled_from([2, 5, 50]), standardize=st.booleans())
-def test_no_matching_beats_the_optimal_one(
-    backend: str, problem: Problem, k: int, standardize: bool
-) -> None:
+def test_no_matching_beats_the_optimal_one(backend: str, problem: Problem, k: int, standardize: bool) -> None:
     config = mlot.MultiLevelOTConfig(k=k, standardize=standardize)
     best = as_numpy(evaluate(problem, backend, config).had)
     for matching in ("rank", "greedy"):
@@ -168,7 +168,10 @@ def test_bounds(backend: str, problem: Problem, config: mlot.MultiLevelOTConfig)
 def test_empty_sequences_add_nothing(backend: str, empty: str) -> None:
     """A sequence without valid positions, or without pairs, adds 0 and a gradient of 0; others are untouched."""
     problem = make_problem(5, batch=3)
-    masks = {f"{side}_mask": np.ones(getattr(problem, side).shape[:2], dtype=bool) for side in ("student", "teacher")}
+    masks = {
+        f"{side}_mask": np.ones(getattr(problem, side).shape[:2], dtype=bool)
+        for side in ("student", "teacher")
+    }
     pairs = np.stack([np.arange(5), np.arange(5)], -1)[None].repeat(3, 0)
     if empty == "pairs":
         pairs[1] = -1
@@ -204,9 +207,7 @@ def test_batches_and_sequences_of_nothing(backend: str, shape: tuple[int, int]) 
     student, teacher = np.zeros((*shape, 9)), np.zeros((shape[0], 4, 11))
     p = Problem(student, teacher).to(backend)
     for matching in ("optimal", "greedy", "rank", "sinkhorn"):
-        result = mlot.multi_level_ot(
-            **p.arguments(), config=mlot.MultiLevelOTConfig(k=3, matching=matching)
-        )
+        result = mlot.multi_level_ot(**p.arguments(), config=mlot.MultiLevelOTConfig(k=3, matching=matching))
         for name in QUANTITIES:
             assert float(getattr(result, name)) == 0.0
     assert float(mlot.uld(**p.arguments())) == 0.0
@@ -226,7 +227,9 @@ def test_reductions(backend: str, problem: Problem, config: mlot.MultiLevelOTCon
     for name, count in (("had", pairs), ("sl", pairs), ("sd", positions)):
         want = as_numpy(getattr(none, name)).sum()
         assert_close(getattr(total, name), want, 1e-12, 1e-300, name)
-        assert_close(getattr(mean, name), want / max(count, 1), 1e-6 if backend == "torch" else 1e-12, 1e-300, name)
+        assert_close(
+            getattr(mean, name), want / max(count, 1), 1e-6 if backend == "torch" else 1e-12, 1e-300, name
+        )
         assert_close(getattr(items, name), want / 7, 1e-12, 1e-300, name)
     for result in (none, total, mean, items):
         expected = as_numpy(result.had) + 0.1 * as_numpy(result.sl) + 0.1 * as_numpy(result.sd)

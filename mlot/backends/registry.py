@@ -81,7 +81,14 @@ def register_backend(spec: BackendSpec, *, replace: bool = False) -> None:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of all registered backends, those of installed plug-ins included; none is imported."""
+    """Names of all registered backends, those of installed plug-ins included; no backend is loaded.
+
+    Returns:
+        The names, ours first.
+
+    Raises:
+        TypeError: a plug-in's entry point is no `BackendSpec`.
+    """
     _read_plugins()
     return tuple(_specs)
 

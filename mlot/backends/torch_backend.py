@@ -219,9 +219,10 @@ class TorchBackend(Backend):
         temperature: float | None,
         coupling: Tensor | None = None,
     ) -> Tensor:
-        s, t = student.at(temperature), teacher.at(temperature).exp()
+        s, t = _promoted(student.at(temperature), teacher.at(temperature))
+        t = t.exp()
         if coupling is not None:
-            mixed = torch.bmm(s.exp(), coupling.mT)
+            mixed = torch.bmm(s.exp(), coupling.to(s.dtype).mT)
             s = torch.where(student.mask[..., None], mixed, 1).log()
         cost = log_cost(s, t) if kind == "log" else _pairwise_l1(t, s.exp())
         return cost.masked_fill(~(teacher.mask[:, :, None] & student.mask[:, None, :]), 0)
@@ -322,14 +323,17 @@ def _paired(student: Tensor, teacher: Tensor, pairs: Tensor) -> tuple[Tensor, Te
             sides.append(values.new_full(index.shape, -torch.inf))
             continue
         sides.append(values.gather(1, index).masked_fill(~real, -torch.inf))
-    s, t = sides
-    dtype = torch.promote_types(compute_dtype(s.dtype), compute_dtype(t.dtype))
-    return s.to(dtype), t.to(dtype)
+    return _promoted(*sides)
+
+
+def _promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type to compute in."""
+    dtype = torch.promote_types(compute_dtype(x.dtype), compute_dtype(y.dtype))
+    return x.to(dtype), y.to(dtype)
 
 
 def _pairwise_l1(x: Tensor, y: Tensor) -> Tensor:
-    dtype = torch.promote_types(compute_dtype(x.dtype), compute_dtype(y.dtype))
-    return PairwiseL1.apply(x.to(dtype), y.to(dtype))  # type: ignore[no-any-return, no-untyped-call]
+    return PairwiseL1.apply(x, y)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _tie_broken(cost: Tensor) -> Tensor:
