@@ -71,11 +71,26 @@ def matching_gap(
         cost: L1 cost ``(k, pool)`` of one sequence.
         columns: matched candidates, ``(k,)``.
         teacher_mass: :math:`\sum_i t_l(i)` over the paired positions, ``(k,)``.
-        outside_mass: :math:`m`, a bound on the mass of every column outside the pool.
+        outside_mass: :math:`m`, a bound on the mass of every column outside the pool; minus infinity if there
+            is none.
 
     Returns:
         The bound, in the unit of the cost.
+
+    Raises:
+        ValueError: the shapes do not fit together, or a column is outside the cost.
+
+    Source: ours; the relaxation is checked against matchings over the whole vocabulary in the tests.
     """
+    if np.ndim(cost) != 2 or cost.shape[0] > cost.shape[1]:
+        raise ValueError(f"cost: expected (k, pool) with k <= pool, got shape {np.shape(cost)}")
+    for name, array in (("columns", columns), ("teacher_mass", teacher_mass)):
+        if np.shape(array) != (len(cost),):
+            raise ValueError(f"{name}: expected shape ({len(cost)},), got {np.shape(array)}")
+    if len(columns) and not 0 <= np.min(columns) <= np.max(columns) < cost.shape[1]:
+        raise ValueError(
+            f"columns: expected 0 to {cost.shape[1] - 1}, got {np.min(columns)} to {np.max(columns)}"
+        )
     rows = np.arange(len(cost))
     phantom = np.maximum(teacher_mass - outside_mass, 0.0)
     relaxed = np.concatenate([cost, np.repeat(phantom[:, None], len(cost), axis=1)], axis=1)

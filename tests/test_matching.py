@@ -135,6 +135,29 @@ def test_other_matchings_have_no_certificate() -> None:
         assert np.isnan(found.diagnostics().matching_gap).all()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (np.zeros((3, 2)), np.zeros(3, int), np.zeros(3), 0.1),
+            r"cost: expected \(k, pool\) with k <= pool, got",
+        ),
+        (
+            (np.zeros((2, 3)), np.zeros(3, int), np.zeros(2), 0.1),
+            r"columns: expected shape \(2,\), got \(3,\)",
+        ),
+        (
+            (np.zeros((2, 3)), np.zeros(2, int), np.zeros(4), 0.1),
+            r"teacher_mass: expected shape \(2,\), got \(4,\)",
+        ),
+        ((np.zeros((2, 3)), np.array([0, 3]), np.zeros(2), 0.1), "columns: expected 0 to 2, got 0 to 3"),
+    ],
+)
+def test_bad_input_for_the_certificate(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        mlot.matching_gap(*arguments)
+
+
 def test_default_pool() -> None:
     assert default_pool(1) == 256
     assert default_pool(50) == 400
