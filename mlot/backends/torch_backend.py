@@ -126,10 +126,11 @@ class TorchBackend(Backend):
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
         with torch.no_grad():
-            lse, mass = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=True)
-            assert mass is not None
-            columns = torch_select.heaviest_columns(mass, k)
-        return self._traces(kind, columns, mask, lse, settings, mass.gather(1, columns), int(source.shape[2]))
+            found = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=True)
+            assert found.mass is not None
+            columns = torch_select.heaviest_columns(found.mass, k)
+            mass = found.mass.gather(1, columns)
+        return self._traces(kind, columns, mask, found, settings, mass, int(source.shape[2]))
 
     @_full_precision
     def take(
@@ -145,21 +146,21 @@ class TorchBackend(Backend):
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
         with torch.no_grad():
-            lse, _ = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=False)
-        return self._traces(kind, columns, mask, lse, settings, None, int(source.shape[2]))
+            found = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=False)
+        return self._traces(kind, columns, mask, found, settings, None, int(source.shape[2]))
 
     def _traces(
         self,
         kind: Kind,
         columns: Tensor,
         mask: Tensor,
-        lse: Tensor,
+        found: torch_select.Scan,
         settings: torch_select.Settings,
         mass: Tensor | None,
         vocabulary: int,
     ) -> Traces:
         log_probs, normalizers = torch_select.Take.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), columns, mask, lse, settings, *kind.tensors
+            kind.forget(), columns, mask, found.lse, found.scale, settings, *kind.tensors
         )
         if mass is None:
             mass = log_probs.detach().exp().sum(1)

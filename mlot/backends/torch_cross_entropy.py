@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlot.backends.torch_rows import Kind, gradient_of, slices
+from mlot.backends.torch_rows import Kind, walk, walk_back
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -19,8 +19,7 @@ class CrossEntropy(torch.autograd.Function):
         rows = kind.rows(tensors)
         lse = torch.zeros(mask.shape, dtype=rows.dtype, device=mask.device)
         picked = torch.zeros_like(lse)
-        for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
-            logits = rows.read(where)
+        for where, logits in walk(rows, mask):
             lse[where] = logits.to(rows.dtype).logsumexp(-1)
             picked[where] = logits.gather(-1, targets[where][..., None]).squeeze(-1).to(rows.dtype)
         ctx.save_for_backward(targets, mask, lse, *tensors)
@@ -32,17 +31,14 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         targets, mask, lse, *tensors = ctx.saved_tensors
         rows = ctx.kind.rows(tuple(tensors))
-        covered = mask.device.type != "cpu" or bool(mask.all())
-        gradient = gradient_of(rows, ctx.needs_input_grad[3:], covered)
-        bar = bar.masked_fill(~mask, 0)
-        for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
-            logits = rows.read(where)
-            piece = (logits - lse[where][..., None]).exp_().mul_(bar[where][..., None])
-            piece.scatter_add_(-1, targets[where][..., None], -bar[where][..., None])
-            if mask.device.type != "cpu":
-                piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
-            gradient.add(where, logits, piece)
-        return (None, None, None, *gradient.result())
+        bar = bar.masked_fill(~mask, 0)[..., None]
+
+        def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
+            piece: Tensor = (logits - lse[where][..., None]).exp_().mul_(bar[where])
+            piece.scatter_add_(-1, targets[where][..., None], -bar[where])
+            return piece
+
+        return (None, None, None, *walk_back(rows, mask, ctx.needs_input_grad[3:], slope))
 
 
 def cross_entropy(source: Any, targets: Tensor, mask: Tensor) -> Tensor:

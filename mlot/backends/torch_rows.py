@@ -6,7 +6,7 @@ enough to stay in cache, so that no array of the size of the logits is made besi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from mlot.sources import LinearHead
 
-#: Size in bytes of one slice of logits, on the host and on accelerators.
+#: Size in bytes of one slice of logits, on the host (where it should stay in cache) and on accelerators.
 HOST_SLICE_BYTES = 1 << 21
 DEVICE_SLICE_BYTES = 1 << 28
+#: The logits of a head come in larger chunks, which multiply faster: this share of them, up to so many bytes.
+HEAD_SHARE = 16
+HEAD_CHUNK_BYTES = 1 << 26
 
 #: Which positions: a block of sequences by positions, or a list of both.
 Where: TypeAlias = tuple[slice, slice] | tuple[Tensor, Tensor]
+RowSource: TypeAlias = "DenseRows | HeadRows"
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,8 +37,8 @@ def rows_in_slice(device: torch.device, vocabulary: int, itemsize: int) -> int:
     return max(1, budget // max(1, vocabulary * itemsize))
 
 
-def slices(mask: Tensor, vocabulary: int, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Cover the valid positions of a mask by blocks.
+def slices(mask: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cover the valid positions of a mask by blocks of at most so many rows.
 
     On the host, positions that are masked out are stepped over. On a device nobody waits for the mask: the
     blocks cover everything, and what reads them has to blank what is masked out.
@@ -43,7 +47,6 @@ def slices(mask: Tensor, vocabulary: int, itemsize: int) -> Iterator[tuple[slice
     if batch == 0 or length == 0:
         return
     on_host = mask.device.type == "cpu"
-    rows = rows_in_slice(mask.device, vocabulary, itemsize)
     if length <= rows and (not on_host or bool(mask.all())):
         step = max(1, rows // length)
         for b in range(0, batch, step):
@@ -65,6 +68,48 @@ def _runs(mask: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
+def _pieces(
+    chunk: tuple[slice, slice], rows: int
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Cut a chunk into slices: where each is among all positions, and where in the chunk."""
+    (b0, b1), (t0, t1) = ((s.start, s.stop) for s in chunk)
+    if (b1 - b0) * (t1 - t0) <= rows:
+        yield chunk, (slice(0, b1 - b0), slice(0, t1 - t0))
+        return
+    for b in range(b0, b1):
+        for t in range(t0, t1, rows):
+            end = min(t + rows, t1)
+            yield (slice(b, b + 1), slice(t, end)), (slice(b - b0, b - b0 + 1), slice(t - t0, end - t0))
+
+
+def walk(rows: RowSource, mask: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Slices of the valid positions, and their logits."""
+    for chunk in slices(mask, rows.chunk_rows()):
+        logits = rows.read(chunk)
+        for where, inside in _pieces(chunk, rows.slice_rows()):
+            yield where, logits[inside]
+
+
+def walk_back(
+    rows: RowSource,
+    mask: Tensor,
+    wanted: tuple[bool, ...],
+    slope: Callable[[tuple[slice, slice], Tensor], Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a source, from the slope by the logits of each slice; ``slope`` returns a new tensor."""
+    on_host = mask.device.type == "cpu"
+    gradient = gradient_of(rows, wanted, covered=not on_host or bool(mask.all()))
+    for chunk in slices(mask, rows.chunk_rows()):
+        logits = rows.read(chunk)
+        for where, inside in _pieces(chunk, rows.slice_rows()):
+            piece = slope(where, logits[inside])
+            if not on_host:
+                piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
+            gradient.put(where, logits[inside], piece)
+        gradient.finish(chunk, logits)
+    return gradient.result()
+
+
 class DenseRows:
     """Rows of dense logits; a block that is read is a view."""
 
@@ -73,6 +118,11 @@ class DenseRows:
         self.shape = logits.shape
         self.device = logits.device
         self.dtype = compute_dtype(logits.dtype)
+
+    def slice_rows(self) -> int:
+        return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
+
+    chunk_rows = slice_rows
 
     def read(self, where: Where) -> Tensor:
         return self.logits[where]
@@ -94,6 +144,14 @@ class HeadRows:
         self.shape = torch.Size((*hidden.shape[:2], weight.shape[0]))
         self.device = hidden.device
         self.dtype = compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
+
+    def slice_rows(self) -> int:
+        return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
+
+    def chunk_rows(self) -> int:
+        batch, length, vocabulary = self.shape
+        most = HEAD_CHUNK_BYTES // max(1, vocabulary * self.dtype.itemsize)
+        return max(self.slice_rows(), min(batch * length // HEAD_SHARE, most))
 
     def read(self, where: Where) -> Tensor:
         hidden = self.hidden[where].to(self.dtype)
@@ -136,9 +194,6 @@ class HeadRows:
         return gradient
 
 
-RowSource = DenseRows | HeadRows
-
-
 class DenseGradient:
     """The gradient of dense logits, written block by block."""
 
@@ -146,12 +201,16 @@ class DenseGradient:
         make = torch.empty_like if covered else torch.zeros_like
         self.logits = make(rows.logits)
 
-    def add(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of a block, or add to that of listed positions."""
-        if isinstance(where[0], Tensor):
-            self.logits.index_put_(where, gradient.to(self.logits.dtype), accumulate=True)
-        else:
-            self.logits[where] = gradient.to(self.logits.dtype)
+    def put(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of some logits."""
+        self.logits[where] = gradient.to(self.logits.dtype)
+
+    def finish(self, where: Where, logits: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def add(self, where: tuple[Tensor, Tensor], logits: Tensor, gradient: Tensor) -> None:
+        """Add to the gradient of listed positions, which may repeat."""
+        self.logits.index_put_(where, gradient.to(self.logits.dtype), accumulate=True)
 
     def result(self) -> tuple[Tensor | None, ...]:
         return (self.logits,)
@@ -167,9 +226,17 @@ class HeadGradient:
         self.weight = torch.zeros_like(rows.weight, dtype=rows.dtype) if weight else None
         self.bias = torch.zeros_like(rows.bias, dtype=rows.dtype) if bias and rows.bias is not None else None
 
-    def add(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
-        """Add the gradient of some logits; uses it up."""
-        flat = self.rows.pull_back(logits, gradient).flatten(0, -2)
+    def put(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of some logits into their place."""
+        logits.copy_(self.rows.pull_back(logits, gradient))
+
+    def add(self, where: tuple[Tensor, Tensor], logits: Tensor, gradient: Tensor) -> None:
+        """Add to the gradient of listed positions, which may repeat."""
+        self.finish(where, self.rows.pull_back(logits, gradient))
+
+    def finish(self, where: Where, gradient: Tensor) -> None:
+        """Add the gradient of a chunk of ``h W^T + b``."""
+        flat = gradient.flatten(0, -2)
         if self.bias is not None:
             self.bias += flat.sum(0)
         hidden = self.rows.hidden[where]

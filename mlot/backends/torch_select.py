@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlot.backends.torch_rows import Kind, RowSource, gradient_of, slices
+from mlot.backends.torch_rows import Kind, RowSource, walk, walk_back
 
 _STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
 
@@ -32,24 +32,34 @@ class Settings(NamedTuple):
     standardize: bool
 
 
-def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> tuple[Tensor, Tensor | None]:
-    """Walk once over the rows: log-sum-exps ``(1 + n, B, T)`` and, if wanted, column sums ``(B, V)``."""
+class Scan(NamedTuple):
+    """What a walk over the rows finds."""
+
+    lse: Tensor  #: log-sum-exps at every temperature, ``(1 + n, B, T)``, 0 where masked out
+    scale: Tensor | None  #: what logits are divided by, ``(B, T)``, or nothing
+    mass: Tensor | None  #: column sums ``(B, V)``, if wanted
+
+
+def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
+    """Walk once over the rows for log-sum-exps and, if wanted, column sums."""
     batch, length, vocabulary = rows.shape
     lse = torch.zeros((1 + len(settings.extra), batch, length), dtype=rows.dtype, device=rows.device)
+    scale = torch.ones_like(lse[0]) if settings.standardize else None
     mass = torch.zeros((batch, vocabulary), dtype=rows.dtype, device=rows.device) if sums else None
-    for where in slices(mask, vocabulary, rows.dtype.itemsize):
-        logits, valid = rows.read(where), mask[where]
+    for where, logits in walk(rows, mask):
+        valid = mask[where]
         top = logits.amax(-1, keepdim=True).to(rows.dtype)
         centred = logits - top  # a new tensor, in the compute dtype
-        if settings.standardize:
-            scale = _scale(logits, rows.dtype)
-            centred /= scale
-            top = top / scale
+        if scale is not None:
+            deviation = _scale(logits, rows.dtype)
+            scale[where] = torch.where(valid, deviation.squeeze(-1), 1)
+            centred /= deviation
+            top = top / deviation
         values, weighted = _reduce(centred, top.squeeze(-1), valid, settings, sums)
         lse[(slice(None), *where)] = torch.where(valid, values, 0)
         if mass is not None and weighted is not None:
             mass[where[0]] += weighted
-    return lse, mass
+    return Scan(lse, scale, mass)
 
 
 def _reduce(
@@ -105,60 +115,47 @@ class Take(torch.autograd.Function):
         columns: Tensor,
         mask: Tensor,
         lse: Tensor,
+        scale: Tensor | None,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = kind.rows(tensors)
         kept = rows.columns(columns)
-        if settings.standardize:
-            kept = kept / _scales(rows, mask)
-        log_probs = (kept / settings.temperature - lse[0, :, :, None]).masked_fill_(
-            ~mask[..., None], -torch.inf
-        )
+        if scale is not None:
+            kept = kept / scale[..., None]
+        log_probs = kept.div_(settings.temperature).sub_(lse[0, :, :, None])
+        log_probs.masked_fill_(~mask[..., None], -torch.inf)
         normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
         for n, extra in enumerate(settings.extra):
             normalizers[..., n] = lse[n + 1] - settings.temperature / extra * lse[0]
-        ctx.save_for_backward(columns, mask, lse, *tensors)
+        ctx.save_for_backward(columns, mask, lse, scale, *tensors)
         ctx.kind, ctx.settings = kind, settings
         return log_probs, normalizers
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
-        columns, mask, lse, *tensors = ctx.saved_tensors
+        columns, mask, lse, scale, *tensors = ctx.saved_tensors
         settings: Settings = ctx.settings
         rows = ctx.kind.rows(tuple(tensors))
-        covered = mask.device.type != "cpu" or bool(mask.all())
-        gradient = gradient_of(rows, ctx.needs_input_grad[5:], covered)
         g = g.masked_fill(~mask[..., None], 0) / settings.temperature
-        shares = nu.masked_fill(~mask[..., None], 0) / nu.new_tensor(settings.extra)
+        shares = nu.masked_fill(~mask[..., None], 0)
+        for n, extra in enumerate(settings.extra):
+            shares[..., n] /= extra
         pull = g.sum(-1) + shares.sum(-1)
-        for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
-            logits = rows.read(where)
+
+        def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
             wide = logits.to(rows.dtype)
-            scale = _scale(logits, rows.dtype) if settings.standardize else None
-            piece = _softmax_part(
-                wide if scale is None else wide / scale,
-                lse[(slice(None), *where)],
-                pull[where],
-                shares[where],
-                settings,
-            )
+            deviation = None if scale is None else scale[where][..., None]
+            scaled = wide if deviation is None else wide / deviation
+            here = lse[(slice(None), *where)]
+            piece = _softmax_part(scaled, here, pull[where], shares[where], settings)
             index = columns[where[0], None, :].expand(-1, piece.shape[1], -1)
             piece.scatter_add_(2, index, g[where])
-            if scale is not None:
-                piece = _through_scale(piece, wide, scale)
-            if mask.device.type != "cpu":
-                piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
-            gradient.add(where, logits, piece)
-        return (None, None, None, None, None, *gradient.result())
+            return piece if deviation is None else _through_scale(piece, wide, deviation)
 
-
-def _scales(rows: RowSource, mask: Tensor) -> Tensor:
-    scales = torch.ones((*mask.shape, 1), dtype=rows.dtype, device=rows.device)
-    for where in slices(mask, rows.shape[2], rows.dtype.itemsize):
-        scales[where] = _scale(rows.read(where), rows.dtype)
-    return scales
+        gradients = walk_back(rows, mask, ctx.needs_input_grad[6:], slope)
+        return (None, None, None, None, None, None, *gradients)
 
 
 def _softmax_part(wide: Tensor, lse: Tensor, pull: Tensor, shares: Tensor, settings: Settings) -> Tensor:
