@@ -160,7 +160,7 @@ class TorchBackend(Backend):
         vocabulary: int,
     ) -> Traces:
         log_probs, normalizers = torch_select.Take.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), columns, mask, found.lse, found.scale, settings, *kind.tensors
+            kind.forget(), columns, mask, found.top, found.log_totals, found.scale, settings, *kind.tensors
         )
         if mass is None:
             mass = log_probs.detach().exp().sum(1)
@@ -250,6 +250,8 @@ class TorchBackend(Backend):
         cost_bound: float | None,
     ) -> Transport:
         dtype = compute_dtype(cost.dtype)
+        if cost_bound is None and cost.device.type == "cpu" and cost.numel():
+            cost_bound = float(cost.detach().abs().amax())  # elsewhere looking would wait for the device
         safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
         found = Sinkhorn.apply(  # type: ignore[no-untyped-call]
             cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe

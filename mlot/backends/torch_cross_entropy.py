@@ -17,24 +17,26 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: Kind, targets: Tensor, mask: Tensor, *tensors: Tensor | None) -> Tensor:
         rows = kind.rows(tensors)
-        lse = torch.zeros(mask.shape, dtype=rows.dtype, device=mask.device)
-        picked = torch.zeros_like(lse)
+        loss = torch.zeros(mask.shape, dtype=rows.dtype, device=mask.device)
         for where, logits in walk(rows, mask):
-            lse[where] = logits.to(rows.dtype).logsumexp(-1)
-            picked[where] = logits.gather(-1, targets[where][..., None]).squeeze(-1).to(rows.dtype)
-        ctx.save_for_backward(targets, mask, lse, *tensors)
+            picked = logits.gather(-1, targets[where][..., None]).to(rows.dtype)
+            below = picked - logits.amax(-1, keepdim=True).to(rows.dtype)
+            # The probability of the largest logit is e^0 over the total.
+            highest = logits.softmax(-1, dtype=rows.dtype).amax(-1)
+            loss[where] = -highest.log_() - below.squeeze(-1)
+        ctx.save_for_backward(targets, mask, *tensors)
         ctx.kind = kind
-        return (lse - picked).masked_fill_(~mask, 0)
+        return loss.masked_fill_(~mask, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        targets, mask, lse, *tensors = ctx.saved_tensors
+        targets, mask, *tensors = ctx.saved_tensors
         rows = ctx.kind.rows(tuple(tensors))
         bar = bar.masked_fill(~mask, 0)[..., None]
 
-        def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
-            piece: Tensor = (logits - lse[where][..., None]).exp_().mul_(bar[where])
+        def slope(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
+            piece: Tensor = torch.mul(logits.softmax(-1, dtype=rows.dtype), bar[where], out=out)
             piece.scatter_add_(-1, targets[where][..., None], -bar[where])
             return piece
 

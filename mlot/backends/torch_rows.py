@@ -6,6 +6,7 @@ enough to stay in cache, so that no array of the size of the logits is made besi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -15,10 +16,10 @@ from torch import Tensor
 from mlot.sources import LinearHead
 
 #: Size in bytes of one slice of logits, on the host (where it should stay in cache) and on accelerators.
-HOST_SLICE_BYTES = 1 << 21
+HOST_SLICE_BYTES = 1 << 20
 DEVICE_SLICE_BYTES = 1 << 28
 #: The logits of a head come in larger chunks, which multiply faster: this share of them, up to so many bytes.
-HEAD_SHARE = 16
+HEAD_SHARE = 20
 HEAD_CHUNK_BYTES = 1 << 26
 
 #: Which positions: a block of sequences by positions, or a list of both.
@@ -94,18 +95,25 @@ def walk_back(
     rows: RowSource,
     mask: Tensor,
     wanted: tuple[bool, ...],
-    slope: Callable[[tuple[slice, slice], Tensor], Tensor],
+    slope: Callable[[tuple[slice, slice], Tensor, Tensor | None], Tensor],
+    *,
+    in_place: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a source, from the slope by the logits of each slice; ``slope`` returns a new tensor."""
+    """Gradients of a source, from the slope by the logits of each slice.
+
+    ``slope`` writes into its last argument if it is given one (never unless ``in_place``), else into a new
+    tensor, and returns what it wrote.
+    """
     on_host = mask.device.type == "cpu"
     gradient = gradient_of(rows, wanted, covered=not on_host or bool(mask.all()))
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
         for where, inside in _pieces(chunk, rows.slice_rows()):
-            piece = slope(where, logits[inside])
+            piece = slope(where, logits[inside], gradient.place(where) if in_place else None)
             if not on_host:
                 piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
             gradient.put(where, logits[inside], piece)
+            del piece  # before the next one is made
         gradient.finish(chunk, logits)
     return gradient.result()
 
@@ -134,7 +142,10 @@ class DenseRows:
 
 
 class HeadRows:
-    """Rows of the logits of a linear head, computed as they are read, in the compute dtype."""
+    """Rows of the logits of a linear head, computed as they are read, in the compute dtype.
+
+    What was read before is overwritten: there is one chunk at a time.
+    """
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float | None
@@ -144,6 +155,7 @@ class HeadRows:
         self.shape = torch.Size((*hidden.shape[:2], weight.shape[0]))
         self.device = hidden.device
         self.dtype = compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
+        self._buffer = hidden.new_empty(0, dtype=self.dtype)
 
     def slice_rows(self) -> int:
         return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
@@ -155,7 +167,10 @@ class HeadRows:
 
     def read(self, where: Where) -> Tensor:
         hidden = self.hidden[where].to(self.dtype)
-        logits = hidden.new_empty((*hidden.shape[:-1], self.shape[2]))
+        shape = (*hidden.shape[:-1], self.shape[2])
+        if self._buffer.numel() < math.prod(shape):
+            self._buffer = hidden.new_empty(math.prod(shape))
+        logits = self._buffer[: math.prod(shape)].view(shape)
         flat, out = hidden.flatten(0, -2), logits.flatten(0, -2)
         for v in self.blocks():
             torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])
@@ -200,10 +215,17 @@ class DenseGradient:
     def __init__(self, rows: DenseRows, covered: bool) -> None:
         make = torch.empty_like if covered else torch.zeros_like
         self.logits = make(rows.logits)
+        self.dtype = rows.dtype
 
-    def put(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of some logits."""
-        self.logits[where] = gradient.to(self.logits.dtype)
+    def place(self, where: tuple[slice, slice]) -> Tensor | None:
+        """Where the gradient of some logits can be written at once, if its type allows."""
+        return self.logits[where] if self.logits.dtype == self.dtype else None
+
+    def put(self, where: tuple[slice, slice], logits: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of some logits, if that was not done at once."""
+        place = self.logits[where]
+        if gradient.data_ptr() != place.data_ptr():
+            place.copy_(gradient)
 
     def finish(self, where: Where, logits: Tensor) -> None:
         """Nothing is left to do."""
@@ -226,7 +248,11 @@ class HeadGradient:
         self.weight = torch.zeros_like(rows.weight, dtype=rows.dtype) if weight else None
         self.bias = torch.zeros_like(rows.bias, dtype=rows.dtype) if bias and rows.bias is not None else None
 
-    def put(self, where: Where, logits: Tensor, gradient: Tensor) -> None:
+    def place(self, where: tuple[slice, slice]) -> Tensor | None:
+        """Nowhere: the logits are still needed."""
+        return None
+
+    def put(self, where: tuple[slice, slice], logits: Tensor, gradient: Tensor) -> None:
         """Write the gradient of some logits into their place."""
         logits.copy_(self.rows.pull_back(logits, gradient))
 

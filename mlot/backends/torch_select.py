@@ -1,14 +1,16 @@
 r"""Selection: column sums and normalisers in one walk over the rows, the gradient in another.
 
-With :math:`y = z / \sigma` (:math:`\sigma = 1` unless logits are standardised), the outputs are
-:math:`\log p_l = y_l/\tau_0 - \mathrm{lse}_{\tau_0}` for the kept columns and
-:math:`n_\tau = \mathrm{lse}_\tau - (\tau_0/\tau)\,\mathrm{lse}_{\tau_0}` for the other temperatures.
-For upstream gradients :math:`g` and :math:`\nu_\tau`,
+With :math:`y = z / \sigma` (:math:`\sigma = 1` unless logits are standardised), :math:`m = \max_v y_v`
+and :math:`N_\tau = \log \sum_v e^{(y_v - m)/\tau}`, the outputs are :math:`\log p_l = (y_l - m)/\tau_0 -
+N_{\tau_0}` for the kept columns and :math:`n_\tau = N_\tau - (\tau_0/\tau)\,N_{\tau_0}` for the other
+temperatures: differences of small numbers, whatever the size of the logits. For upstream gradients
+:math:`g` and :math:`\nu_\tau`,
 
 .. math:: \bar y = \tfrac{1}{\tau_0}\mathrm{scatter}(g) - p\Big(\tfrac{1}{\tau_0}\sum_l g_l
           + \sum_\tau \tfrac{\nu_\tau}{\tau}\Big) + \sum_\tau \tfrac{\nu_\tau}{\tau}\,p^{(\tau)},
 
-so nothing is kept from the forward walk but the normalisers.
+so nothing is kept from the forward walk but :math:`m` and :math:`N`. At twice the base temperature
+:math:`p \propto (p^{(2\tau_0)})^2`, which spares a second pass of exponentials.
 """
 
 from __future__ import annotations
@@ -35,56 +37,80 @@ class Settings(NamedTuple):
 class Scan(NamedTuple):
     """What a walk over the rows finds."""
 
-    lse: Tensor  #: log-sum-exps at every temperature, ``(1 + n, B, T)``, 0 where masked out
+    top: Tensor  #: largest logit of each row, before it is standardised, ``(B, T)``; 0 where masked out
+    log_totals: Tensor  #: N at every temperature, ``(1 + n, B, T)``; 0 where masked out
     scale: Tensor | None  #: what logits are divided by, ``(B, T)``, or nothing
     mass: Tensor | None  #: column sums ``(B, V)``, if wanted
 
 
 def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
-    """Walk once over the rows for log-sum-exps and, if wanted, column sums."""
+    """Walk once over the rows for normalisers and, if wanted, column sums."""
     batch, length, vocabulary = rows.shape
-    lse = torch.zeros((1 + len(settings.extra), batch, length), dtype=rows.dtype, device=rows.device)
-    scale = torch.ones_like(lse[0]) if settings.standardize else None
-    mass = torch.zeros((batch, vocabulary), dtype=rows.dtype, device=rows.device) if sums else None
+    top = torch.zeros((batch, length), dtype=rows.dtype, device=rows.device)
+    log_totals = top.new_zeros((1 + len(settings.extra), batch, length))
+    scale = torch.ones_like(top) if settings.standardize else None
+    mass = top.new_zeros((batch, vocabulary)) if sums else None
     for where, logits in walk(rows, mask):
         valid = mask[where]
-        top = logits.amax(-1, keepdim=True).to(rows.dtype)
-        centred = logits - top  # a new tensor, in the compute dtype
+        highest = logits.amax(-1).to(rows.dtype)
+        deviation = None
         if scale is not None:
             deviation = _scale(logits, rows.dtype)
             scale[where] = torch.where(valid, deviation.squeeze(-1), 1)
-            centred /= deviation
-            top = top / deviation
-        values, weighted = _reduce(centred, top.squeeze(-1), valid, settings, sums)
-        lse[(slice(None), *where)] = torch.where(valid, values, 0)
+        found, weighted = _reduce(logits, deviation, valid, rows.dtype, settings, sums)
+        top[where] = torch.where(valid, highest, 0)
+        log_totals[(slice(None), *where)] = torch.where(valid, found, 0)
         if mass is not None and weighted is not None:
             mass[where[0]] += weighted
-    return Scan(lse, scale, mass)
+    return Scan(top, log_totals, scale, mass)
 
 
 def _reduce(
-    centred: Tensor, top: Tensor, valid: Tensor, settings: Settings, sums: bool
+    logits: Tensor,
+    deviation: Tensor | None,
+    valid: Tensor,
+    dtype: torch.dtype,
+    settings: Settings,
+    sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exps and column sums of one block; uses up ``centred``."""
-    base = settings.temperature
-    values = [top] * (1 + len(settings.extra))
+    """N at every temperature, and column sums, of one block."""
+    found = [torch.empty(0)] * (1 + len(settings.extra))
+    doubled = _doubled(settings)
     for n, temperature in enumerate(settings.extra, start=1):
-        if temperature != 2 * base:
-            values[n] = top / temperature + (centred / temperature).exp_().sum(-1).log_()
-    exponentials = centred.exp_() if base == 1 else centred.mul_(1 / base).exp_()
-    total = exponentials.sum(-1)
-    values[0] = top / base + total.log()
+        if n != doubled:
+            found[n] = -_softmax(logits, deviation, temperature, dtype).amax(-1).log_()
+    lead = settings.extra[doubled - 1] if doubled else settings.temperature
+    weights = _softmax(logits, deviation, lead, dtype)
+    found[doubled] = -weights.amax(-1).log_()  # the probability of the largest logit is 1 / total
+    total = None
+    if doubled:
+        total = weights.square_().sum(-1)
+        found[0] = 2 * found[doubled] + total.log()
     weighted = None
     if sums:
         if valid.device.type != "cpu":
-            exponentials.masked_fill_(~valid[..., None], 0)  # excluded rows may hold anything
-        weights = torch.where(valid, 1 / total, 0)
-        weighted = torch.bmm(weights[:, None, :], exponentials).squeeze(1)
-    if 2 * base in settings.extra:
-        # Twice the base temperature is a square root, which spares a second pass of exponentials.
-        n = 1 + settings.extra.index(2 * base)
-        values[n] = top / (2 * base) + exponentials.sqrt_().sum(-1).log_()
-    return torch.stack(values), weighted
+            weights.masked_fill_(~valid[..., None], 0)  # excluded rows may hold anything
+        shares = torch.where(valid, 1 if total is None else 1 / total, 0).to(dtype)
+        weighted = torch.bmm(shares[:, None, :], weights).squeeze(1)
+    return torch.stack(found), weighted
+
+
+def _doubled(settings: Settings) -> int:
+    """Place among all temperatures of one that is twice the first; 0 if there is none."""
+    for n, extra in enumerate(settings.extra, start=1):
+        if extra == 2 * settings.temperature:
+            return n
+    return 0
+
+
+def _softmax(logits: Tensor, deviation: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
+    """Probabilities of some logits, a new tensor."""
+    logits = logits.to(dtype)
+    if deviation is not None:
+        logits = logits / deviation
+    if temperature != 1:
+        logits = logits * (1 / temperature)
+    return logits.softmax(-1)
 
 
 def _scale(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,62 +140,74 @@ class Take(torch.autograd.Function):
         kind: Kind,
         columns: Tensor,
         mask: Tensor,
-        lse: Tensor,
+        top: Tensor,
+        log_totals: Tensor,
         scale: Tensor | None,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = kind.rows(tensors)
-        kept = rows.columns(columns)
+        kept = rows.columns(columns).sub_(top[..., None])
         if scale is not None:
-            kept = kept / scale[..., None]
-        log_probs = kept.div_(settings.temperature).sub_(lse[0, :, :, None])
+            kept.div_(scale[..., None])
+        log_probs = kept.div_(settings.temperature).sub_(log_totals[0, :, :, None])
         log_probs.masked_fill_(~mask[..., None], -torch.inf)
         normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
         for n, extra in enumerate(settings.extra):
-            normalizers[..., n] = lse[n + 1] - settings.temperature / extra * lse[0]
-        ctx.save_for_backward(columns, mask, lse, scale, *tensors)
+            normalizers[..., n] = log_totals[n + 1] - settings.temperature / extra * log_totals[0]
+        ctx.save_for_backward(columns, mask, log_totals, scale, *tensors)
         ctx.kind, ctx.settings = kind, settings
         return log_probs, normalizers
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
-        columns, mask, lse, scale, *tensors = ctx.saved_tensors
+        columns, mask, log_totals, scale, *tensors = ctx.saved_tensors
         settings: Settings = ctx.settings
         rows = ctx.kind.rows(tuple(tensors))
         g = g.masked_fill(~mask[..., None], 0) / settings.temperature
         shares = nu.masked_fill(~mask[..., None], 0)
         for n, extra in enumerate(settings.extra):
             shares[..., n] /= extra
-        pull = g.sum(-1) + shares.sum(-1)
+        pull = (g.sum(-1) + shares.sum(-1))[..., None]
 
-        def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
-            wide = logits.to(rows.dtype)
+        def slope(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
             deviation = None if scale is None else scale[where][..., None]
-            scaled = wide if deviation is None else wide / deviation
-            here = lse[(slice(None), *where)]
-            piece = _softmax_part(scaled, here, pull[where], shares[where], settings)
+            totals = log_totals[(slice(None), *where)][..., None]
+            piece = _softmax_part(
+                logits, deviation, totals, pull[where], shares[where], settings, rows.dtype, out
+            )
             index = columns[where[0], None, :].expand(-1, piece.shape[1], -1)
             piece.scatter_add_(2, index, g[where])
-            return piece if deviation is None else _through_scale(piece, wide, deviation)
+            return piece if deviation is None else _through_scale(piece, logits.to(rows.dtype), deviation)
 
-        gradients = walk_back(rows, mask, ctx.needs_input_grad[6:], slope)
-        return (None, None, None, None, None, None, *gradients)
+        gradients = walk_back(rows, mask, ctx.needs_input_grad[7:], slope, in_place=scale is None)
+        return (None, None, None, None, None, None, None, *gradients)
 
 
-def _softmax_part(wide: Tensor, lse: Tensor, pull: Tensor, shares: Tensor, settings: Settings) -> Tensor:
+def _softmax_part(
+    logits: Tensor,
+    deviation: Tensor | None,
+    log_totals: Tensor,
+    pull: Tensor,
+    shares: Tensor,
+    settings: Settings,
+    dtype: torch.dtype,
+    out: Tensor | None,
+) -> Tensor:
     r"""Return :math:`-p\,\mathrm{pull} + \sum_\tau p^{(\tau)} \nu_\tau / \tau` of one block."""
-    base = settings.temperature
-    if settings.extra == (2 * base,):
-        # p = r^2 and p^(2 tau) = r e^(lse_tau / 2 - lse_2tau): one exponential serves both.
-        root = torch.sub(wide, (base * lse[0])[..., None]).mul_(0.5 / base).exp_()
-        other = shares * (0.5 * lse[0] - lse[1]).exp()[..., None]
-        return torch.addcmul(other, root, -pull[..., None]).mul_(root)
-    gradient = torch.sub(wide, (base * lse[0])[..., None]).mul_(1 / base).exp_().mul_(-pull[..., None])
-    for n, extra in enumerate(settings.extra):
-        part = torch.sub(wide, (extra * lse[n + 1])[..., None]).mul_(1 / extra).exp_()
-        gradient += part.mul_(shares[..., n, None])
+    doubled = _doubled(settings)
+    if doubled:
+        root = _softmax(logits, deviation, settings.extra[doubled - 1], dtype)
+        factor = -pull * (2 * log_totals[doubled] - log_totals[0]).exp()
+        slope = torch.addcmul(shares[..., doubled - 1, None], root, factor)
+        gradient = torch.mul(slope, root, out=root if out is None else out)
+    else:
+        probs = _softmax(logits, deviation, settings.temperature, dtype)
+        gradient = torch.mul(probs, -pull, out=probs if out is None else out)
+    for n, extra in enumerate(settings.extra, start=1):
+        if n != doubled:
+            gradient.addcmul_(_softmax(logits, deviation, extra, dtype), shares[..., n - 1, None])
     return gradient
 
 

@@ -212,7 +212,8 @@ def exact_plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    return torch.bmm(matrix, vector[:, :, None]).squeeze(2)
+    # As row times matrix: the other way round, bmm on the host takes ten times as long.
+    return torch.bmm(vector[:, None, :], matrix.mT).squeeze(1)
 
 
 def _inner(plan: Tensor, cost: Tensor) -> Tensor:
