@@ -78,7 +78,7 @@ class MultiLevelOTResult:
         )
 
     def _gap(self) -> NDArray[np.float64]:
-        gap = np.full(len(self.teacher_columns), np.nan)
+        gap = np.full(self.teacher_columns.shape[0], np.nan)
         if "cost" not in self._evidence:
             return gap
         cost, index, log_probs, pairs, outside = (_to_host(self._evidence, name) for name in _GAP)

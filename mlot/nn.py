@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlot import _checks
 from mlot.backends import get_backend
-from mlot.backends.torch_cross_entropy import cross_entropy
+from mlot.backends.torch_ops import cross_entropy
 from mlot.config import MultiLevelOTConfig
 from mlot.divergences import uld
 from mlot.losses import MultiLevelOTResult, multi_level_ot
@@ -234,7 +234,9 @@ def _masks(
         masks.append(mask_from_labels(labels))
     student_mask, teacher_mask = masks
     assert student_mask is not None
-    if student_labels.device.type == "cpu":  # elsewhere looking would wait for the device
+    if (
+        student_labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # elsewhere looking would wait for the device
         _targets_in_vocabulary(student_labels[:, 1:], int(student.shape[2]))
     return student_mask, teacher_mask
 

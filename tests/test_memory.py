@@ -97,7 +97,7 @@ def test_sinkhorn_saves_scalings_not_plans() -> None:
 
 def test_masked_positions_cost_nothing() -> None:
     """A batch of which most is padding takes no more slices than its valid part."""
-    student, teacher = logits(V_S).requires_grad_(), logits(V_T)
+    student, _teacher = logits(V_S).requires_grad_(), logits(V_T)
     mask = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     mask[:, :4] = True
     seen = []

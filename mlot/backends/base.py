@@ -36,8 +36,8 @@ class Backend(ABC):
     """Operations on batches of arrays of one kind. Arguments arrive checked.
 
     Between operations the library uses of an array only ``shape``, ``dtype``, slicing, arithmetic and
-    comparison with its like and with numbers, ``swapaxes``, and the reductions ``sum``, ``min``, ``max``,
-    ``argmax``, ``any``, ``all`` and ``clip``.
+    comparison with its like and with numbers, ``abs()``, ``swapaxes``, the reductions ``sum``, ``min``,
+    ``max``, ``argmax``, ``any``, ``all`` and ``clip``, and ``bool()``, ``int()`` and ``float()`` of a scalar.
 
     In what follows ``B`` counts sequences, ``T`` positions, ``P`` pairs. ``pairs`` are integers
     ``(B, P, 2)``, each ``[student position, teacher position]``, with ``[-1, -1]`` where there is none;

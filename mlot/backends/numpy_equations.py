@@ -52,7 +52,7 @@ def token_cost(student: Floats, teacher: Floats, log_student: Floats, kind: Cost
         if kind == "l1":
             cost[row] = np.abs(t - student).sum(axis=0)
         else:
-            cost[row] = -times_log(t, log_student).sum(axis=0)
+            cost[row] = -times(t, log_student).sum(axis=0)
     return cost
 
 
@@ -98,14 +98,14 @@ def had(student: Floats, teacher: Floats) -> float:
 
 def sl(log_student: Floats, teacher: Floats) -> float:
     """Equation (16): -Σ_i Σ_l t_l(i) log s_l(i)."""
-    return float(-times_log(teacher, log_student).sum())
+    return float(-times(teacher, log_student).sum())
 
 
 def sequence_cost(student: Floats, teacher: Floats, log_student: Floats, kind: CostKind) -> Floats:
     """C_ij = Σ_l |t_l(i) - s_l(j)| over matched columns, or its logarithmic kin -Σ_l t_l(i) log s_l(j)."""
     cost = np.empty((len(teacher), len(student)))
     for i, t in enumerate(teacher):
-        cost[i] = np.abs(t - student).sum(axis=1) if kind == "l1" else -times_log(t, log_student).sum(axis=1)
+        cost[i] = np.abs(t - student).sum(axis=1) if kind == "l1" else -times(t, log_student).sum(axis=1)
     return cost
 
 
@@ -155,7 +155,7 @@ def uld(student: Floats, teacher: Floats) -> float:
     return float(np.abs(descending(teacher) - descending(student)).sum())
 
 
-def times_log(weight: Floats, log_value: Floats) -> Floats:
-    """Weight times logarithm, where a weight of zero gives zero whatever the logarithm."""
+def times(weight: Floats, value: Floats) -> Floats:
+    """Product in which a weight of zero gives zero, even with an infinite value."""
     with np.errstate(invalid="ignore"):
-        return np.where(weight == 0.0, 0.0, weight * log_value)
+        return np.where(weight == 0.0, 0.0, weight * value)

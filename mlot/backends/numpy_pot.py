@@ -255,8 +255,7 @@ class NumpyBackend(Backend):
         return result
 
     def inner(self, plan: Floats, cost: Floats) -> Floats:
-        with np.errstate(invalid="ignore"):
-            terms = np.where(plan == 0.0, 0.0, plan * cost)
+        terms = eq.times(plan, cost)
         return np.asarray(terms.sum(axis=tuple(range(1, plan.ndim))), dtype=np.float64)
 
 
@@ -301,6 +300,6 @@ def _transport(
         if rows.any() and columns.any():
             block = np.ix_(rows, columns)
             plan[n][block], rounds[n] = solve(cost[n][block], a[n][rows], b[n][columns])
-            value[n] = (plan[n][block] * cost[n][block]).sum()
+            value[n] = eq.times(plan[n][block], cost[n][block]).sum()
         error[n] = eq.marginal_error(plan[n], a[n], b[n])
     return Transport(plan, value, error, rounds)

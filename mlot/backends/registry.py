@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -46,14 +47,19 @@ class BackendSpec:
             if not isinstance(dotted, str) or "." not in dotted:
                 raise ValueError(f"array_types: expected dotted names such as 'torch.Tensor', got {dotted!r}")
 
-    def serves(self, value: Any) -> bool:
-        """Whether ``value`` is of a type served. Looks only at modules that are already imported."""
+    def distance(self, kind: type) -> int | None:
+        """How many steps of inheritance a type is from one that is served; ``None`` if it is not served.
+
+        Looks only at modules that are already imported.
+        """
+        best = None
         for dotted in self.array_types:
             module, _, name = dotted.rpartition(".")
-            kind = getattr(sys.modules.get(module), name, None)
-            if isinstance(kind, type) and isinstance(value, kind):
-                return True
-        return False
+            served = getattr(sys.modules.get(module), name, None)
+            if isinstance(served, type) and issubclass(kind, served):
+                steps = kind.__mro__.index(served)
+                best = steps if best is None else min(best, steps)
+        return best
 
 
 _specs: dict[str, BackendSpec] = {}
@@ -87,7 +93,7 @@ def available_backends() -> tuple[str, ...]:
         The names, ours first.
 
     Raises:
-        TypeError: a plug-in's entry point is no `BackendSpec`.
+        Nothing; a plug-in that cannot be read is left out with a `RuntimeWarning` that says why.
     """
     _read_plugins()
     return tuple(_specs)
@@ -116,14 +122,21 @@ def get_backend(name: str) -> Backend:
 
 
 def find_backend(value: Any) -> str | None:
-    """Name of the backend that serves the type of ``value``; ``None`` if there is none."""
-    for spec in tuple(_specs.values()):
-        if spec.serves(value):
-            return spec.name
-    if not _plugins_read:
+    """Name of the backend that serves the type of ``value`` most closely; ``None`` if there is none."""
+    name, steps = _closest(type(value))
+    if steps != 0 and not _plugins_read:  # a plug-in may serve this very type
         _read_plugins()
-        return find_backend(value)
-    return None
+        name, _ = _closest(type(value))
+    return name
+
+
+def _closest(kind: type) -> tuple[str | None, int | None]:
+    found: tuple[str | None, int | None] = (None, None)
+    for spec in tuple(_specs.values()):
+        steps = spec.distance(kind)
+        if steps is not None and (found[1] is None or steps < found[1]):
+            found = (spec.name, steps)
+    return found
 
 
 def _load(spec: BackendSpec) -> Backend:
@@ -154,15 +167,21 @@ def _read_plugins() -> None:
     if _plugins_read:
         return
     _plugins_read = True
+    failures = []
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        spec = point.load()
+        try:
+            spec = point.load()
+        except Exception as error:  # whatever a plug-in raises, others must not suffer for it
+            failures.append(f"{point.name!r}: {type(error).__name__}: {error}")
+            continue
         if not isinstance(spec, BackendSpec):
-            raise TypeError(
-                f"entry point {point.name!r} of group {ENTRY_POINT_GROUP!r}: expected a BackendSpec, "
-                f"got {type(spec).__name__}"
-            )
-        if spec.name not in _specs:
+            failures.append(f"{point.name!r}: expected a BackendSpec, got {type(spec).__name__}")
+        elif spec.name not in _specs:
             register_backend(spec)
+    for failure in failures:
+        warnings.warn(
+            f"entry point of group {ENTRY_POINT_GROUP!r} left out: {failure}", RuntimeWarning, stacklevel=3
+        )
 
 
 register_backend(BackendSpec("numpy", "mlot.backends.numpy_pot", ("numpy.ndarray",), "NumpyBackend"))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlot._typing import ArrayKind, CostKind, HardMatching
-from mlot.backends import torch_select
+from mlot.backends import torch_ops, torch_rows, torch_select
 from mlot.backends.base import Backend, Transport
 from mlot.backends.torch_costs import PairwiseL1, log_cost
 from mlot.backends.torch_rows import Kind, compute_dtype
@@ -125,11 +125,10 @@ class TorchBackend(Backend):
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
-        with torch.no_grad():
-            found = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=True)
-            assert found.mass is not None
-            columns = torch_select.heaviest_columns(found.mass, k)
-            mass = found.mass.gather(1, columns)
+        found = torch_ops.scan(kind, mask, settings, sums=True)
+        assert found.mass is not None
+        columns = torch_select.heaviest_columns(found.mass, k)
+        mass = found.mass.gather(1, columns)
         return self._traces(kind, columns, mask, found, settings, mass, int(source.shape[2]))
 
     @_full_precision
@@ -145,8 +144,7 @@ class TorchBackend(Backend):
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
-        with torch.no_grad():
-            found = torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=False)
+        found = torch_ops.scan(kind, mask, settings, sums=False)
         return self._traces(kind, columns, mask, found, settings, None, int(source.shape[2]))
 
     def _traces(
@@ -159,9 +157,7 @@ class TorchBackend(Backend):
         mass: Tensor | None,
         vocabulary: int,
     ) -> Traces:
-        log_probs, normalizers = torch_select.Take.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), columns, mask, found.top, found.log_totals, found.scale, settings, *kind.tensors
-        )
+        log_probs, normalizers = torch_ops.take(kind, columns, mask, found, settings)
         if mass is None:
             mass = log_probs.detach().exp().sum(1)
         return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
@@ -198,11 +194,7 @@ class TorchBackend(Backend):
         if method == "rank":
             return torch.arange(rows, device=cost.device).expand(batch, -1).contiguous()
         if method == "optimal":
-            from scipy.optimize import linear_sum_assignment
-
-            host = _tie_broken(_finite(cost).double()).cpu().numpy()
-            columns = np.array([linear_sum_assignment(matrix)[1] for matrix in host], dtype=np.int64)
-            return torch.from_numpy(columns.reshape(batch, rows)).to(cost.device)
+            return torch_ops.assign(_tie_broken(_finite(cost).double()))
         left = _finite(cost).clone()
         chosen = torch.empty((batch, rows), dtype=torch.long, device=cost.device)
         for row in range(rows):
@@ -250,8 +242,8 @@ class TorchBackend(Backend):
         cost_bound: float | None,
     ) -> Transport:
         dtype = compute_dtype(cost.dtype)
-        if cost_bound is None and cost.device.type == "cpu" and cost.numel():
-            cost_bound = float(cost.detach().abs().amax())  # elsewhere looking would wait for the device
+        if cost_bound is None and cost.numel() and _can_look(cost):
+            cost_bound = float(cost.detach().abs().amax())
         safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
         found = Sinkhorn.apply(  # type: ignore[no-untyped-call]
             cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe
@@ -295,7 +287,7 @@ class TorchBackend(Backend):
         batch = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(real)
         b, i, j = batch.flatten(), pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()
         valid = real.flatten()
-        if valid.device.type == "cpu":  # elsewhere nobody waits to learn which pairs are real
+        if torch_rows.steps_over(valid.device):  # elsewhere nobody waits to learn which pairs are real
             b, i, j, valid = b[valid], i[valid], j[valid], valid[valid]
         elif 0 in (student.shape[1], teacher.shape[1]):
             b, i, j, valid = b[:0], i[:0], j[:0], valid[:0]
@@ -309,6 +301,11 @@ class TorchBackend(Backend):
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
         return (plan * cost.masked_fill(plan == 0, 0)).flatten(1).sum(1)
+
+
+def _can_look(tensor: Tensor) -> bool:
+    """Whether looking at values waits for no device and breaks no graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _valid_first(mask: Tensor) -> Tensor:

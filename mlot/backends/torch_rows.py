@@ -32,6 +32,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def steps_over(device: torch.device) -> bool:
+    """Whether masked positions are stepped over, which on an accelerator would mean to wait for the mask.
+
+    Where they are not, they are computed with the others, whatever they hold, and blanked.
+    """
+    return device.type == "cpu"
+
+
 def rows_in_slice(device: torch.device, vocabulary: int, itemsize: int) -> int:
     """Number of rows whose logits fit into one slice, at least one."""
     budget = HOST_SLICE_BYTES if device.type == "cpu" else DEVICE_SLICE_BYTES
@@ -47,7 +55,7 @@ def slices(mask: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
     batch, length = mask.shape
     if batch == 0 or length == 0:
         return
-    on_host = mask.device.type == "cpu"
+    on_host = steps_over(mask.device)
     if length <= rows and (not on_host or bool(mask.all())):
         step = max(1, rows // length)
         for b in range(0, batch, step):
@@ -104,17 +112,18 @@ def walk_back(
     ``slope`` writes into its last argument if it is given one (never unless ``in_place``), else into a new
     tensor, and returns what it wrote.
     """
-    on_host = mask.device.type == "cpu"
+    on_host = steps_over(mask.device)
     gradient = gradient_of(rows, wanted, covered=not on_host or bool(mask.all()))
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
         for where, inside in _pieces(chunk, rows.slice_rows()):
             piece = slope(where, logits[inside], gradient.place(where) if in_place else None)
+            piece = rows.pull_back(logits[inside], piece)
             if not on_host:
                 piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
             gradient.put(where, logits[inside], piece)
             del piece  # before the next one is made
-        gradient.finish(chunk, logits)
+        gradient.finish(chunk, logits, None if on_host else mask[chunk])
     return gradient.result()
 
 
@@ -134,6 +143,10 @@ class DenseRows:
 
     def read(self, where: Where) -> Tensor:
         return self.logits[where]
+
+    def pull_back(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """Nothing stands between these logits and their tensor."""
+        return gradient
 
     def columns(self, columns: Tensor) -> Tensor:
         """Logits ``(B, T, k)`` of some columns ``(B, k)``."""
@@ -227,10 +240,10 @@ class DenseGradient:
         if gradient.data_ptr() != place.data_ptr():
             place.copy_(gradient)
 
-    def finish(self, where: Where, logits: Tensor) -> None:
+    def finish(self, where: Where, gradient: Tensor, valid: Tensor | None) -> None:
         """Nothing is left to do."""
 
-    def add(self, where: tuple[Tensor, Tensor], logits: Tensor, gradient: Tensor) -> None:
+    def add(self, where: tuple[Tensor, Tensor], gradient: Tensor, valid: Tensor | None) -> None:
         """Add to the gradient of listed positions, which may repeat."""
         self.logits.index_put_(where, gradient.to(self.logits.dtype), accumulate=True)
 
@@ -254,18 +267,20 @@ class HeadGradient:
 
     def put(self, where: tuple[slice, slice], logits: Tensor, gradient: Tensor) -> None:
         """Write the gradient of some logits into their place."""
-        logits.copy_(self.rows.pull_back(logits, gradient))
+        logits.copy_(gradient)
 
-    def add(self, where: tuple[Tensor, Tensor], logits: Tensor, gradient: Tensor) -> None:
+    def add(self, where: tuple[Tensor, Tensor], gradient: Tensor, valid: Tensor | None) -> None:
         """Add to the gradient of listed positions, which may repeat."""
-        self.finish(where, self.rows.pull_back(logits, gradient))
+        self.finish(where, gradient, valid)
 
-    def finish(self, where: Where, gradient: Tensor) -> None:
-        """Add the gradient of a chunk of ``h W^T + b``."""
+    def finish(self, where: Where, gradient: Tensor, valid: Tensor | None) -> None:
+        """Add the gradient of a chunk of ``h W^T + b``; what is not valid has a gradient of 0."""
         flat = gradient.flatten(0, -2)
         if self.bias is not None:
             self.bias += flat.sum(0)
         hidden = self.rows.hidden[where]
+        if valid is not None:
+            hidden = hidden.masked_fill(~valid[..., None], 0)  # 0 times what it holds may be no number
         if self.weight is not None:
             self.weight.addmm_(flat.T, hidden.flatten(0, -2).to(self.rows.dtype))
         if self.hidden is None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mlot.backends import torch_rows
 from mlot.backends.torch_rows import Kind, RowSource, walk, walk_back
 
 _STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
@@ -88,7 +89,7 @@ def _reduce(
         found[0] = 2 * found[doubled] + total.log()
     weighted = None
     if sums:
-        if valid.device.type != "cpu":
+        if not torch_rows.steps_over(valid.device):
             weights.masked_fill_(~valid[..., None], 0)  # excluded rows may hold anything
         shares = torch.where(valid, 1 if total is None else 1 / total, 0).to(dtype)
         weighted = torch.bmm(shares[:, None, :], weights).squeeze(1)
@@ -131,8 +132,54 @@ def heaviest_columns(mass: Tensor, k: int) -> Tensor:
     return mass.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
+def take(
+    rows: RowSource, columns: Tensor, mask: Tensor, found: Scan, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``(B, T, k)`` of given columns, and normalisers ``(B, T, n)``."""
+    kept = rows.columns(columns).sub_(found.top[..., None])
+    if found.scale is not None:
+        kept.div_(found.scale[..., None])
+    log_probs = kept.div_(settings.temperature).sub_(found.log_totals[0, :, :, None])
+    log_probs.masked_fill_(~mask[..., None], -torch.inf)
+    normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
+    for n, extra in enumerate(settings.extra):
+        normalizers[..., n] = found.log_totals[n + 1] - settings.temperature / extra * found.log_totals[0]
+    return log_probs, normalizers
+
+
+def take_back(
+    rows: RowSource,
+    wanted: tuple[bool, ...],
+    columns: Tensor,
+    mask: Tensor,
+    log_totals: Tensor,
+    scale: Tensor | None,
+    settings: Settings,
+    g: Tensor,
+    nu: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the source from those of log-probabilities and normalisers."""
+    g = g.masked_fill(~mask[..., None], 0) / settings.temperature
+    shares = nu.masked_fill(~mask[..., None], 0)
+    for n, extra in enumerate(settings.extra):
+        shares[..., n] /= extra
+    pull = (g.sum(-1) + shares.sum(-1))[..., None]
+
+    def slope(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
+        deviation = None if scale is None else scale[where][..., None]
+        totals = log_totals[(slice(None), *where)][..., None]
+        piece = _softmax_part(
+            logits, deviation, totals, pull[where], shares[where], settings, rows.dtype, out
+        )
+        index = columns[where[0], None, :].expand(-1, piece.shape[1], -1)
+        piece.scatter_add_(2, index, g[where])
+        return piece if deviation is None else _through_scale(piece, logits.to(rows.dtype), deviation)
+
+    return walk_back(rows, mask, wanted, slope, in_place=scale is None)
+
+
 class Take(torch.autograd.Function):
-    """Log-probabilities of given columns, and normalisers of further temperatures."""
+    """`take` with its gradient."""
 
     @staticmethod
     def forward(
@@ -140,49 +187,22 @@ class Take(torch.autograd.Function):
         kind: Kind,
         columns: Tensor,
         mask: Tensor,
-        top: Tensor,
-        log_totals: Tensor,
-        scale: Tensor | None,
+        found: Scan,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        rows = kind.rows(tensors)
-        kept = rows.columns(columns).sub_(top[..., None])
-        if scale is not None:
-            kept.div_(scale[..., None])
-        log_probs = kept.div_(settings.temperature).sub_(log_totals[0, :, :, None])
-        log_probs.masked_fill_(~mask[..., None], -torch.inf)
-        normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
-        for n, extra in enumerate(settings.extra):
-            normalizers[..., n] = log_totals[n + 1] - settings.temperature / extra * log_totals[0]
-        ctx.save_for_backward(columns, mask, log_totals, scale, *tensors)
+        ctx.save_for_backward(columns, mask, found.log_totals, found.scale, *tensors)
         ctx.kind, ctx.settings = kind, settings
-        return log_probs, normalizers
+        return take(kind.rows(tensors), columns, mask, found, settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
         columns, mask, log_totals, scale, *tensors = ctx.saved_tensors
-        settings: Settings = ctx.settings
         rows = ctx.kind.rows(tuple(tensors))
-        g = g.masked_fill(~mask[..., None], 0) / settings.temperature
-        shares = nu.masked_fill(~mask[..., None], 0)
-        for n, extra in enumerate(settings.extra):
-            shares[..., n] /= extra
-        pull = (g.sum(-1) + shares.sum(-1))[..., None]
-
-        def slope(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
-            deviation = None if scale is None else scale[where][..., None]
-            totals = log_totals[(slice(None), *where)][..., None]
-            piece = _softmax_part(
-                logits, deviation, totals, pull[where], shares[where], settings, rows.dtype, out
-            )
-            index = columns[where[0], None, :].expand(-1, piece.shape[1], -1)
-            piece.scatter_add_(2, index, g[where])
-            return piece if deviation is None else _through_scale(piece, logits.to(rows.dtype), deviation)
-
-        gradients = walk_back(rows, mask, ctx.needs_input_grad[7:], slope, in_place=scale is None)
-        return (None, None, None, None, None, None, None, *gradients)
+        wanted = ctx.needs_input_grad[5:]
+        gradients = take_back(rows, wanted, columns, mask, log_totals, scale, ctx.settings, g, nu)
+        return (None, None, None, None, None, *gradients)
 
 
 def _softmax_part(

@@ -137,7 +137,7 @@ class Sinkhorn(torch.autograd.Function):
         us, vs, rounds = _rounds(half, a, b, n_iter, tol)
         error = half.row_error(us[-1], vs[-1]) + half.column_error(us[-1], vs[-1])
         plan = half.plan(us[-1], vs[-1])
-        value = _inner(plan, cost)
+        value = (plan * (cost if safe else _where_used(cost, plan))).sum((1, 2))
         ctx.save_for_backward(cost, a, b, us, vs, rounds)
         ctx.epsilon, ctx.safe, ctx.stops = epsilon, safe, tol is not None
         ctx.mark_non_differentiable(error, rounds)
@@ -149,6 +149,8 @@ class Sinkhorn(torch.autograd.Function):
         cost, a, b, us, vs, rounds = ctx.saved_tensors
         half = (Exponential if ctx.safe else Logarithmic)(cost, a, b, ctx.epsilon)
         plan = half.plan(us[-1], vs[-1])
+        if not ctx.safe:
+            cost = _where_used(cost, plan)
         scale = value_bar[:, None, None]
         log_plan_bar = torch.addcmul(plan_bar, scale, cost).mul_(plan)
         active = torch.arange(len(us), device=cost.device)[:, None] < rounds if ctx.stops else None
@@ -170,8 +172,8 @@ def _rounds(
     us: list[Tensor] = []
     vs: list[Tensor] = []
     v = half.start
-    rounds = torch.full((len(a),), 0 if tol is not None else n_iter, dtype=torch.long, device=a.device)
-    running = torch.ones(len(a), dtype=torch.bool, device=a.device)
+    running = (a > 0).any(1) & (b > 0).any(1)
+    rounds = running * (0 if tol is not None else n_iter)
     for _ in range(n_iter):
         u, before = half.rows(v), v
         if tol is not None and us:
@@ -203,7 +205,7 @@ def exact_plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if not bool((rows > 0).any()):
             continue
         host = [x.double().cpu().numpy() for x in (rows, columns, matrix)]
-        host[1] *= host[0].sum() / host[1].sum()  # the simplex wants equal totals to the last bit
+        host[1] = host[1] * (host[0].sum() / host[1].sum())  # the simplex wants equal totals to the last bit
         solved, log = ot.emd(*host, numItermax=10_000_000, log=True)
         if log["warning"] is not None:
             raise RuntimeError(f"cost: POT's exact solver failed: {log['warning']}")
@@ -216,8 +218,9 @@ def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.bmm(vector[:, None, :], matrix.mT).squeeze(1)
 
 
-def _inner(plan: Tensor, cost: Tensor) -> Tensor:
-    return (plan * cost).sum((1, 2))
+def _where_used(cost: Tensor, plan: Tensor) -> Tensor:
+    """Cost of the entries that carry mass: no mass costs nothing, even where the cost is infinite."""
+    return cost.masked_fill(plan == 0, 0)
 
 
 def _divide(numerator: Tensor, total: Tensor, weight: Tensor | None = None) -> Tensor:

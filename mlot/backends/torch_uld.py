@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mlot.backends import torch_rows
 from mlot.backends.torch_rows import Kind, gradient_of, rows_in_slice
 
 
@@ -68,8 +69,9 @@ class Uld(torch.autograd.Function):
                     slope = probs * signs[piece]
                     slope -= probs.mul_(slope.sum(-1, keepdim=True))
                     slope *= bar[piece, None]
+                    slope = rows.pull_back(logits, slope)
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
-                    gradient.add(here, logits, slope)
+                    gradient.add(here, slope, None if torch_rows.steps_over(valid.device) else valid[piece])
             results += gradient.result()
         return (None, None, None, None, *results)
 
