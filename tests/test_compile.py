@@ -41,7 +41,7 @@ def assert_same(function: object, *leaves: torch.Tensor, fullgraph: bool = True)
     ("matching", "standardize"), [("rank", False), ("rank", True), ("optimal", False), ("sinkhorn", False)]
 )
 def test_the_loss_is_one_graph(matching: str, standardize: bool) -> None:
-    """With the assignment too: what the the host solves is an operation of the graph."""
+    """With the assignment too: what the host solves is an operation of the graph."""
     config = mlot.MultiLevelOTConfig(k=6, matching=matching, standardize=standardize)
     assert_same(lambda s: mlot.multi_level_ot(s, TEACHER, config=config).loss, STUDENT)
 

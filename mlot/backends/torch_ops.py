@@ -208,6 +208,7 @@ def _take_backward(
     head_scale: float | None,
     columns: Tensor,
     mask: Tensor,
+    top: Tensor,
     log_totals: Tensor,
     scale: Tensor,
     temperature: float,
@@ -222,6 +223,7 @@ def _take_backward(
         _wanted(weight, wanted),
         columns,
         mask,
+        top,
         log_totals,
         scale if standardize else None,
         Settings(temperature, tuple(extra), standardize),
@@ -237,8 +239,8 @@ def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
 
 
 def _take_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, softcap, head_scale, columns, mask, _, log_totals, scale, *settings = inputs
-    ctx.save_for_backward(first, weight, bias, columns, mask, log_totals, scale)
+    first, weight, bias, softcap, head_scale, columns, mask, top, log_totals, scale, *settings = inputs
+    ctx.save_for_backward(first, weight, bias, columns, mask, top, log_totals, scale)
     ctx.head, ctx.settings = (softcap, head_scale), settings
 
 

@@ -15,14 +15,14 @@ so nothing is kept from the forward walk but :math:`m` and :math:`N`. At twice t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlot.backends import torch_rows
-from mlot.backends.torch_rows import Kind, RowSource, walk, walk_back
+from mlot.backends import torch_kernels, torch_rows
+from mlot.backends.torch_rows import DenseRows, Kind, RowSource, walk, walk_back
 
 _STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
 
@@ -46,6 +46,8 @@ class Scan(NamedTuple):
 
 def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
     """Walk once over the rows for normalisers and, if wanted, column sums."""
+    if _kernels_serve(rows, settings):
+        return _scan_by_kernels(rows.logits, mask, settings, rows.dtype, sums=sums)
     batch, length, vocabulary = rows.shape
     top = torch.zeros((batch, length), dtype=rows.dtype, device=rows.device)
     log_totals = top.new_zeros((1 + len(settings.extra), batch, length))
@@ -64,6 +66,50 @@ def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Sc
         if mass is not None and weighted is not None:
             mass[where[0]] += weighted
     return Scan(top, log_totals, scale, mass)
+
+
+def _kernels_serve(rows: RowSource, settings: Settings) -> TypeGuard[DenseRows]:
+    return (
+        isinstance(rows, DenseRows)
+        and not settings.standardize
+        and len(settings.extra) <= 1
+        and rows.logits.stride(2) == 1
+        and torch_kernels.usable(rows.logits)
+    )
+
+
+def _scan_by_kernels(
+    logits: Tensor, mask: Tensor, settings: Settings, dtype: torch.dtype, *, sums: bool
+) -> Scan:
+    temperatures = (settings.temperature, *settings.extra)
+    top, log_totals = torch_kernels.row_totals(logits, mask, temperatures, dtype)
+    mass = None
+    if sums:
+        mass = torch_kernels.column_sums(logits, mask, top, log_totals[0], settings.temperature)
+    return Scan(top, log_totals, None, mass)
+
+
+def _take_back_by_kernels(
+    rows: DenseRows,
+    columns: Tensor,
+    mask: Tensor,
+    top: Tensor,
+    log_totals: Tensor,
+    settings: Settings,
+    g: Tensor,
+    shares: Tensor,
+    pull: Tensor,
+) -> Tensor:
+    """The kernel writes what all columns have in common, then the kept ones are written whole."""
+    temperatures = (settings.temperature, *settings.extra)
+    share = shares[..., 0] if settings.extra else pull
+    gradient = torch_kernels.row_gradient(rows.logits, mask, top, log_totals, pull, share, temperatures)
+    below = rows.columns(columns).sub_(top[..., None])
+    kept = g - pull[..., None] * (below / temperatures[0] - log_totals[0, ..., None]).exp()
+    if settings.extra:
+        kept += share[..., None] * (below / temperatures[1] - log_totals[1, ..., None]).exp()
+    kept = kept.masked_fill(~mask[..., None], 0).to(gradient.dtype)
+    return gradient.scatter_(2, columns[:, None, :].expand_as(kept), kept)
 
 
 def _reduce(
@@ -152,6 +198,7 @@ def take_back(
     wanted: tuple[bool, ...],
     columns: Tensor,
     mask: Tensor,
+    top: Tensor,
     log_totals: Tensor,
     scale: Tensor | None,
     settings: Settings,
@@ -164,6 +211,9 @@ def take_back(
     for n, extra in enumerate(settings.extra):
         shares[..., n] /= extra
     pull = (g.sum(-1) + shares.sum(-1))[..., None]
+    if _kernels_serve(rows, settings):
+        flat = pull.squeeze(-1)
+        return (_take_back_by_kernels(rows, columns, mask, top, log_totals, settings, g, shares, flat),)
 
     def slope(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
         deviation = None if scale is None else scale[where][..., None]
@@ -191,17 +241,17 @@ class Take(torch.autograd.Function):
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(columns, mask, found.log_totals, found.scale, *tensors)
+        ctx.save_for_backward(columns, mask, found.top, found.log_totals, found.scale, *tensors)
         ctx.kind, ctx.settings = kind, settings
         return take(kind.rows(tensors), columns, mask, found, settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
-        columns, mask, log_totals, scale, *tensors = ctx.saved_tensors
+        columns, mask, top, log_totals, scale, *tensors = ctx.saved_tensors
         rows = ctx.kind.rows(tuple(tensors))
         wanted = ctx.needs_input_grad[5:]
-        gradients = take_back(rows, wanted, columns, mask, log_totals, scale, ctx.settings, g, nu)
+        gradients = take_back(rows, wanted, columns, mask, top, log_totals, scale, ctx.settings, g, nu)
         return (None, None, None, None, None, *gradients)
 
 

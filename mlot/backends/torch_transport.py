@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mlot.backends import torch_kernels
+
 #: Largest C / λ for which the exponential form is used: e^-40 is far from underflow in float32, and scalings
 #: of e^40 from overflow.
 SAFE_EXPONENT = 40.0
@@ -30,6 +32,7 @@ class Exponential:
     """Half rounds on scalings u, v."""
 
     def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
+        self.cost, self.epsilon = cost, epsilon
         self.kernel = (cost * (-1 / epsilon)).exp_()
         self.a, self.b = a, b
         self.start = (b > 0).to(b.dtype)
@@ -52,6 +55,8 @@ class Exponential:
     def back(
         self, us: Tensor, vs: Tensor, log_plan_bar: Tensor, active: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if active is None and torch_kernels.usable(self.cost) and torch_kernels.small(self.cost):
+            return torch_kernels.rounds_back(self.cost, self.a, self.b, self.epsilon, us, vs, log_plan_bar)
         f, g = log_plan_bar.sum(2), log_plan_bar.sum(1)
         log_a_bar, log_b_bar = torch.zeros_like(f), torch.zeros_like(g)
         left, right = [], []
@@ -169,6 +174,15 @@ def _rounds(
     Without a tolerance nothing here waits for the device. With one, a sequence that has stopped keeps its
     scalings while others go on, so that its result does not depend on theirs.
     """
+    if tol is None and isinstance(half, Exponential) and torch_kernels.usable(half.cost):
+        us, vs = torch_kernels.rounds(half.cost, a, b, half.epsilon, n_iter)
+        return us, vs, ((a > 0).any(1) & (b > 0).any(1)) * n_iter
+    return _rounds_one_by_one(half, a, b, n_iter, tol)
+
+
+def _rounds_one_by_one(
+    half: Exponential | Logarithmic, a: Tensor, b: Tensor, n_iter: int, tol: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     us: list[Tensor] = []
     vs: list[Tensor] = []
     v = half.start
