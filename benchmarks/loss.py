@@ -15,10 +15,12 @@ from benchmarks.contest import compete
 from benchmarks.contestant import Contestant, Findings
 from benchmarks.inputs import Predictions, predictions
 from mlot._typing import Matching
+from mlot.compat import released_loss
 from mlot.matching import default_pool
 
 _RANK, _OPTIMAL = "MultiLevelOT, rank matching", "MultiLevelOT, optimal matching"
 _HIDDEN = "MultiLevelOT, rank, from hidden states"
+_RELEASED, _PLAIN_RELEASED = "The paper's released code", "its own way: vocabularies reordered"
 _ULD, _ULD_SHORT = "ULD", "ULD without the last position"
 _PLAIN_RANK, _PLAIN_OPTIMAL, _PLAIN_HIDDEN = "plain, rank", "plain, optimal", "plain, logits formed"
 _PLAIN_ULD, _PLAIN_ULD_SHORT = "plain, ULD", "plain, ULD, shortened"
@@ -27,7 +29,7 @@ _NOTES = (
     "Plain PyTorch is benchmarks/plain.py.",
     "Optimal matching is among the same candidates in both: the student's max(8 k, 256) heaviest columns.",
     "From hidden states, the gradients are those of the hidden states and of the output head.",
-    "The released code computes another quantity than the paper's; its ratios refer to plain, rank.",
+    "The released code computes another quantity than the paper's.",
     "TRL pairs positions by index, or, aligned, by byte offsets (its default), here a byte for each token.",
     "TRL's bayesian variant leaves out the last position.",
 )
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> Findings:
         *from_logits(logits, teacher.logits, options.k),
         *_from_hidden(student, teacher.logits, options.k),
         *_uld(logits, teacher.logits),
-        _released(logits, teacher.logits),
+        *_released(logits, teacher.logits),
     ]
     rows = compete(contestants, options.repeats, device, dtype)
     return Findings(rows, select_bandwidth(logits, options.k, options.repeats), _NOTES)
@@ -160,22 +162,19 @@ def _uld(student: Tensor, teacher: Tensor) -> list[Contestant]:
     ]
 
 
-def _released(student: Tensor, teacher: Tensor) -> Contestant:
-    name, quantity = "mlot.compat.released_loss", "The paper's released code"
-    compat = libraries.load("mlot.compat")
-    if isinstance(compat, str):
-        return Contestant(name, quantity, None, (student,), _PLAIN_RANK, (teacher,), remark=compat)
+def _released(student: Tensor, teacher: Tensor) -> list[Contestant]:
     # Labels are unshifted: every position but the first is an answer, and is predicted by the one before it.
     labels = torch.ones(student.shape[:2], dtype=torch.long, device=student.device)
     labels[:, 0] = -100
-    return Contestant(
-        name,
-        quantity,
-        lambda: compat.released_loss(student, teacher, labels, labels),
-        (student,),
-        _PLAIN_RANK,
-        (teacher,),
-        claims=False,
-        remark="another quantity than the paper's",
-        ours=True,
-    )
+
+    def contestant(name: str, forward: Callable[[], Tensor], *, ours: bool) -> Contestant:
+        return Contestant(name, _RELEASED, forward, (student,), _PLAIN_RELEASED, (teacher,), ours=ours)
+
+    return [
+        contestant(
+            "mlot.compat.released_loss",
+            lambda: released_loss(student, teacher, labels, labels),
+            ours=True,
+        ),
+        contestant(_PLAIN_RELEASED, lambda: plain.released(student, teacher), ours=False),
+    ]

@@ -49,6 +49,30 @@ def multi_level_ot(
     return (had + sl_weight * sl + sd_weight * sd) / (student.shape[0] * student.shape[1])
 
 
+def released(student: Tensor, teacher: Tensor, *, k: int = 50) -> Tensor:
+    """What the paper's released code computes, by its own way: whole vocabularies are reordered, then cut.
+
+    Every position but the first is an answer, predicted by the position before it.
+    """
+    longest = student.shape[1] - 1
+    kept = []
+    for logits, rows in ((student, longest - 1), (teacher, longest)):
+        logits = _at_least_float32(logits)
+        probs = (logits / (logits.std(-1, keepdim=True) + 1e-4)).softmax(-1)
+        moved = torch.cat([probs[:, :rows], torch.zeros_like(probs[:, rows:])], 1)[:, :longest]
+        kept.append(moved[:, :, moved.sum((0, 1)).argsort(descending=True)][:, :, :k])
+    s, t = kept
+    had = (s - t)[:, : longest - 1].abs().sum(-1).mean()
+    sl = -(s.softmax(-1) * t.log_softmax(-1)).sum(-1).mean()
+    soft_s, soft_t = (s / 2).softmax(-1), (t / 2).softmax(-1)
+    cost = (soft_t[:, :, None] - soft_s[:, None, :]).abs().sum(-1)
+    kernel = (-cost / 0.1).exp()
+    for _ in range(10):
+        kernel = kernel / kernel.sum(2, keepdim=True)
+        kernel = kernel / kernel.sum(1, keepdim=True)
+    return had + 0.1 * sl + 0.1 * 0.001 * (kernel * cost).sum()
+
+
 def uld(student: Tensor, teacher: Tensor) -> Tensor:
     """Distance of sorted probabilities per position (Boizard et al.)."""
     student, teacher = _at_least_float32(student), _at_least_float32(teacher)

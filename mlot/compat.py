@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlot import _checks
+from mlot.backends.torch_rows import compute_dtype
 
 __all__ = ["ReleasedTerms", "released_loss", "released_terms"]
 
@@ -64,7 +65,7 @@ def released_loss(
         ignore_index: label of positions that are no answer.
 
     Returns:
-        A scalar, differentiable with respect to the logits.
+        A scalar, differentiable with respect to the logits; computed in float32 for lower precisions.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or shape, or a sequence has no answer.
@@ -159,7 +160,7 @@ def _answer_rows(logits: Tensor, starts: list[int], sizes: list[int], longest: i
     length = min(longest, logits.shape[1])
     moved = []
     for sequence, start, size in zip(logits, starts, sizes, strict=True):
-        answer = sequence[start : start + size]
+        answer = sequence[start : start + size].to(compute_dtype(sequence.dtype))
         probs = (answer / (answer.std(-1, keepdim=True) + _STD_OFFSET)).softmax(-1)
         padding = probs.new_zeros((length, probs.shape[1]))
         moved.append(torch.cat([probs, padding])[:length])

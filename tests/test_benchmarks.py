@@ -287,7 +287,7 @@ def test_loss_command(tmp_path, capsys):
             check_row(row)
         assert name in printed
         assert f"| {name} |" in markdown
-    assert not rows["mlot.compat.released_loss"]["claims"]
+    assert rows["mlot.compat.released_loss"]["claims"]
     assert rows["mlot, rank"]["gradient_bytes"] == 2 * 12 * 400 * 4
     assert rows["mlot, LinearHead"]["gradient_bytes"] == (2 * 12 * 16 + 400 * 16) * 4
     # The value is one loss, however the logits come.
