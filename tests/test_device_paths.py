@@ -5,17 +5,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlot
 import mlot.nn
 from mlot.backends import torch_rows
-from problems import Problem, assert_close, configs, problems, rounding
+from problems import Problem, assert_close, configs, make_problem, problems, rounding
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _like_an_accelerator() -> object:
     patch = pytest.MonkeyPatch()
-    patch.setattr(torch_rows, "steps_over", lambda device: False)
+    patch.setattr(torch_rows, "can_look", lambda device: False)
     yield
     patch.undo()
 
@@ -69,3 +70,32 @@ def test_gradients_of_a_head_do_not_see_garbage(loss: str) -> None:
         dirty = torch.where(counted[..., None], clean, garbage)
         for got, want in zip(gradients(dirty), gradients(clean), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails on operations whose result the host would have to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = str(func)
+        if any(waits in name for waits in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            pytest.fail(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("matching", ["rank", "greedy", "sinkhorn"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_nothing_waits_for_the_device(matching: str, standardize: bool) -> None:
+    """Forward and backward, without the matching that the host solves: no value is looked at."""
+    p = make_problem(0, masks="gaps").to("torch", torch.float32)
+    student = p.student.requires_grad_()
+    config = mlot.MultiLevelOTConfig(k=6, matching=matching, standardize=standardize)
+    bound = torch.tensor(20.0)  # what a trainer passes
+    with _NoWaiting():
+        result = mlot.multi_level_ot(**p.arguments(), config=config, num_items=bound)
+        distance = mlot.uld(**p.arguments(), num_items=bound)
+        torch.autograd.grad(result.loss + distance, student)
+
+
+def test_the_watch_sees_what_waits() -> None:
+    with pytest.raises(pytest.fail.Exception, match="waits for the device"), _NoWaiting():
+        bool(torch.ones(3).sum() > 2)

@@ -242,7 +242,8 @@ class TorchBackend(Backend):
         cost_bound: float | None,
     ) -> Transport:
         dtype = compute_dtype(cost.dtype)
-        if cost_bound is None and cost.numel() and _can_look(cost):
+        look = torch_rows.can_look(cost.device) and not torch.compiler.is_compiling()
+        if cost_bound is None and cost.numel() and look:
             cost_bound = float(cost.detach().abs().amax())
         safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
         found = Sinkhorn.apply(  # type: ignore[no-untyped-call]
@@ -287,7 +288,7 @@ class TorchBackend(Backend):
         batch = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(real)
         b, i, j = batch.flatten(), pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()
         valid = real.flatten()
-        if torch_rows.steps_over(valid.device):  # elsewhere nobody waits to learn which pairs are real
+        if torch_rows.can_look(valid.device):  # elsewhere nobody waits to learn which pairs are real
             b, i, j, valid = b[valid], i[valid], j[valid], valid[valid]
         elif 0 in (student.shape[1], teacher.shape[1]):
             b, i, j, valid = b[:0], i[:0], j[:0], valid[:0]
@@ -301,11 +302,6 @@ class TorchBackend(Backend):
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
         return (plan * cost.masked_fill(plan == 0, 0)).flatten(1).sum(1)
-
-
-def _can_look(tensor: Tensor) -> bool:
-    """Whether looking at values waits for no device and breaks no graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _valid_first(mask: Tensor) -> Tensor:

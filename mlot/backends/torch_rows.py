@@ -32,10 +32,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def steps_over(device: torch.device) -> bool:
-    """Whether masked positions are stepped over, which on an accelerator would mean to wait for the mask.
+def can_look(device: torch.device) -> bool:
+    """Whether looking at values costs nothing; on an accelerator it would mean to wait for them.
 
-    Where they are not, they are computed with the others, whatever they hold, and blanked.
+    Where one can look, masked positions are stepped over; elsewhere they are computed with the others,
+    whatever they hold, and blanked.
     """
     return device.type == "cpu"
 
@@ -55,7 +56,7 @@ def slices(mask: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
     batch, length = mask.shape
     if batch == 0 or length == 0:
         return
-    on_host = steps_over(mask.device)
+    on_host = can_look(mask.device)
     if length <= rows and (not on_host or bool(mask.all())):
         step = max(1, rows // length)
         for b in range(0, batch, step):
@@ -112,7 +113,7 @@ def walk_back(
     ``slope`` writes into its last argument if it is given one (never unless ``in_place``), else into a new
     tensor, and returns what it wrote.
     """
-    on_host = steps_over(mask.device)
+    on_host = can_look(mask.device)
     gradient = gradient_of(rows, wanted, covered=not on_host or bool(mask.all()))
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)

@@ -135,7 +135,7 @@ def _reduce(
         found[0] = 2 * found[doubled] + total.log()
     weighted = None
     if sums:
-        if not torch_rows.steps_over(valid.device):
+        if not torch_rows.can_look(valid.device):
             weights.masked_fill_(~valid[..., None], 0)  # excluded rows may hold anything
         shares = torch.where(valid, 1 if total is None else 1 / total, 0).to(dtype)
         weighted = torch.bmm(shares[:, None, :], weights).squeeze(1)

@@ -71,7 +71,7 @@ class Uld(torch.autograd.Function):
                     slope *= bar[piece, None]
                     slope = rows.pull_back(logits, slope)
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
-                    gradient.add(here, slope, None if torch_rows.steps_over(valid.device) else valid[piece])
+                    gradient.add(here, slope, None if torch_rows.can_look(valid.device) else valid[piece])
             results += gradient.result()
         return (None, None, None, None, *results)
 
