@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
@@ -31,6 +32,10 @@ verify: $(STAMP)  ## Check this installation against independent solvers.
 
 wheel: $(STAMP)  ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel
+
+bench: $(STAMP)  ## Measure on DEVICE=cpu (or cuda) into benchmarks/results/; installs what is compared with.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python -m benchmarks.all --device $(DEVICE)
 
 clean:
 	rm -rf $(VENV) dist build

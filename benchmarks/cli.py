@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     _sizes(transport, batch=4, length=256, k=50)
     transport.add_argument("--rounds", type=_count, default=20, help="Sinkhorn rounds")
     transport.add_argument("--epsilon", type=_positive, default=0.1, help="entropic regularisation")
+    step = _command(commands, "step", "a training step of a causal model, with and without", _DTYPES)
+    _sizes(step, batch=2, length=128, k=50)
+    step.add_argument("--student-vocabulary", type=_count, default=50257)
+    step.add_argument("--teacher-vocabulary", type=_count, default=32000)
+    step.add_argument("--width", type=_count, default=256, help="of the student's hidden states")
+    step.add_argument("--layers", type=_count, default=4, help="of the student")
     sweep = _command(
         commands, "sweep", "the loss as vocabulary, length and batch grow one at a time", _DTYPES
     )

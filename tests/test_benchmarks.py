@@ -296,6 +296,22 @@ def test_loss_command(tmp_path, capsys):
     assert "Memory bandwidth of select: not measured." in printed
 
 
+def test_step_command(tmp_path):
+    sizes = ["--batch", "2", "--length", "8", "--student-vocabulary", "90", "--teacher-vocabulary", "70"]
+    code, figures, _ = run(["step", *sizes, "--width", "64", "--layers", "1", "--repeats", "2"], tmp_path)
+    assert code == 0
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert set(rows) >= {"cross-entropy alone", "MultiLevelOT, rank", "ULD"}
+    for row in rows.values():
+        assert row["status"] == "measured"
+        assert len(row["seconds"]) == 2
+    # The same loss, however the logits come.
+    head, dense = rows["MultiLevelOT, rank, from the head"], rows["MultiLevelOT, rank"]
+    assert head["value"] == pytest.approx(dense["value"], rel=1e-5)
+    assert head["gradient_norm"] == pytest.approx(dense["gradient_norm"], rel=1e-4)
+    assert any("weights" in note for note in figures["notes"])
+
+
 def test_transport_command(tmp_path, capsys):
     code, figures, markdown = run([*SMALL_TRANSPORT, "--dtype", "float64", "--seed", "3"], tmp_path)
     assert code == 0
