@@ -26,7 +26,9 @@ def test_there_are_examples() -> None:
 
 def test_commands_are_targets() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) | set(re.findall(r"`make (\w+)", README))
+    named = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) | set(
+        re.findall(r"`make (\w+)", README)
+    )
     assert {"demo", "test"} <= named <= targets
 
 

@@ -1,0 +1,119 @@
+"""Tokenizers: trained on the spot, or read from a model's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mlot.distill.errors import DistillError
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+#: Special tokens and one token for each byte.
+SMALLEST_VOCABULARY = 3 + 256
+#: By how much the Unigram trainer sets scores of added bytes apart.
+_TRAINER_STEP = 1e-4
+
+
+def train_bpe(documents: Sequence[str], size: int, length: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of at most ``size`` tokens, for a model that reads ``length``."""
+    tokenizer = _byte_level(models.BPE())
+    tokenizer.train_from_iterator(documents, trainers.BpeTrainer(**_settings(size)))
+    return _wrap(tokenizer, length)
+
+
+def train_unigram(documents: Sequence[str], size: int, length: int) -> PreTrainedTokenizerFast:
+    """Train a Unigram tokenizer over bytes, so that it can write any text, too; else as `train_bpe`."""
+    tokenizer = _byte_level(models.Unigram())
+    tokenizer.train_from_iterator(documents, trainers.UnigramTrainer(**_settings(size)))
+    tokenizer.model = models.Unigram(_in_order(json.loads(tokenizer.to_str())["model"]["vocab"]))
+    return _wrap(tokenizer, length)
+
+
+def _in_order(vocabulary: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Vocabulary of a Unigram model in an order, and with scores, that training repeats.
+
+    The trainer gives bytes that it had to add the lowest score and, one after the other in the order of a
+    hash table, a little more: each run differs. All single bytes in that range get the lowest score instead.
+    """
+    special, rest = vocabulary[:3], vocabulary[3:]
+    lowest = min(score for _, score in rest)
+    highest_added = lowest + 256 * _TRAINER_STEP + 1e-9
+    scored = [
+        (token, round(lowest if len(token) == 1 and score <= highest_added else score, 6))
+        for token, score in rest
+    ]
+    return [(token, float(score)) for token, score in special] + sorted(
+        scored, key=lambda item: (-item[1], item[0])
+    )
+
+
+def _byte_level(model: Any) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _settings(size: int) -> dict[str, Any]:
+    return {
+        "vocab_size": size,
+        "special_tokens": [PAD, BOS, EOS],
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+        "show_progress": False,
+    }
+
+
+def _wrap(tokenizer: Tokenizer, length: int) -> PreTrainedTokenizerFast:
+    make: Any = PreTrainedTokenizerFast  # its constructor carries no annotations
+    wrapped: PreTrainedTokenizerFast = make(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+    return wrapped
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Token that starts a text, so that all of the text is predicted: bos, or eos where there is none."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DistillError("tokenizer: expected a bos or an eos token, found neither")
+
+
+def complete(tokenizer: PreTrainedTokenizerBase, option: str) -> list[str]:
+    """Give a tokenizer the padding token it lacks; return notices of what was done.
+
+    Raises:
+        DistillError: it has no end-of-text token either, or none to start with.
+    """
+    notices = []
+    if tokenizer.eos_token is None and (tokenizer.bos_token is None or tokenizer.pad_token is None):
+        raise DistillError(
+            f"{option}: expected a tokenizer with an eos token, or with bos and pad tokens, "
+            f"found bos {tokenizer.bos_token!r}, eos None, pad {tokenizer.pad_token!r}"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        notices.append(
+            f"{option}: the tokenizer has no pad token; its eos token {tokenizer.eos_token!r} pads"
+        )
+    if tokenizer.bos_token is None:
+        notices.append(f"{option}: the tokenizer has no bos token; texts start with its eos token")
+    return notices
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of each text, without special ones."""
+    if not texts:
+        return []
+    # verbose=False: parts longer than the model's limit are expected here, and are cut afterwards
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return found
