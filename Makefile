@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for about a minute.
-	OMP_NUM_THREADS=2 $(BIN)/python -m mlot.distill $(ARGS)
+	$(BIN)/python -m mlot.distill $(ARGS)
 
 test: $(STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument(
         "--seed", type=int, help="of the split, the initial weights and the order of the data (0)"
     )
-    run_.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
+    run_.add_argument(
+        "--threads", type=int, help="CPU threads (1 for models made here, torch's own choice for others)"
+    )
 
     text = parser.add_argument_group("text")
     text.add_argument(

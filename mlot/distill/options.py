@@ -100,8 +100,8 @@ class Options:
 QUICK: dict[str, Any] = {
     "held_out": 0.02,
     "batch_size": 8,
-    "steps": 150,
-    "teacher_steps": 250,
+    "steps": 100,
+    "teacher_steps": 150,
     "teacher_vocabulary": 2048,
     "teacher_width": 128,
     "student_vocabulary": 1024,

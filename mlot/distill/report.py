@@ -126,7 +126,9 @@ def verdict(report: RunReport) -> str:
     if low <= 0 <= high:
         found = "the held-out text does not tell them apart"
     else:
-        found = f"MultiLevelOT {'helped' if difference < 0 else 'hurt'} here"
+        found = (
+            f"MultiLevelOT is {'better' if difference < 0 else 'worse'} here; another seed may say otherwise"
+        )
     return f"{measured} (95 % interval over documents {low:+.4f} to {high:+.4f}): {found}."
 
 

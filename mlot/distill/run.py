@@ -51,6 +51,8 @@ def run(options: Options, console: Console, messages: Console) -> reports.RunRep
     threads = torch.get_num_threads()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    elif options.teacher is None:
+        torch.set_num_threads(1)  # models this small spend more time on waiting for threads than they save
     try:
         with quiet_transformers(), staging(output) as folder:
             report = _Run(options, folder, Reporter(messages)).report(started)
