@@ -38,7 +38,8 @@ def assert_same(function: object, *leaves: torch.Tensor, fullgraph: bool = True)
 
 
 @pytest.mark.parametrize(
-    ("matching", "standardize"), [("rank", False), ("rank", True), ("optimal", False), ("sinkhorn", False)]
+    ("matching", "standardize"),
+    [("rank", False), ("rank", True), ("optimal", False), ("greedy", False), ("sinkhorn", False)],
 )
 def test_the_loss_is_one_graph(matching: str, standardize: bool) -> None:
     """With the assignment too: what the host solves is an operation of the graph."""
