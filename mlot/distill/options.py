@@ -31,9 +31,9 @@ class Options:
     length: int = 128
     batch_size: int = 16
     accumulation: int = 1
-    steps: int = 500
+    steps: int = 400
     learning_rate: float = 3e-3
-    teacher_steps: int = 1000
+    teacher_steps: int = 700
     teacher_learning_rate: float = 4e-3
     teacher_vocabulary: int = 4096
     teacher_width: int = 160
