@@ -224,7 +224,7 @@ def _plot(report: RunReport, path: Path) -> None:
             curves.plot(steps, values, style, markersize=4, label=_LABELS[model.name])
     if not teacher.curve:
         curves.axhline(teacher.score.bits_per_byte, color="k", linestyle=":", label=_LABELS[TEACHER])
-    curves.set(xlabel="optimizer steps", ylabel="bits per byte, held-out text", yscale="log")
+    curves.set(xlabel="optimizer steps", ylabel="bits per byte, held-out text")
     curves.legend()
     both = [(step, b - a) for (step, a), (_, b) in zip(plain.curve, distilled.curve, strict=True)]
     gap.axhline(0, color="k", linewidth=0.8)
