@@ -1,0 +1,403 @@
+"""The loss for TRL's GOLD trainer, against the TRL that is installed."""
+
+import inspect
+import os
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mlot
+import mlot.trl
+from mlot import align
+from mlot.trl import MultiLevelOTLoss
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+pytest.importorskip("trl.experimental.gold", exc_type=ImportError)
+
+PROMPTS = ["The sun is", "Add two and two:", "Where is the café?"]
+COMPLETIONS = [
+    " in the sky, and so is the moon.",
+    " the sum is four.",
+    " Behind the old théâtre 🎭, to the left.",
+]
+
+
+@pytest.fixture(scope="module")
+def gold() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl.experimental.gold import gold_trainer
+    return gold_trainer
+
+
+def settings(**changes: Any) -> SimpleNamespace:
+    """Settings of ULD with GOLD's defaults."""
+    default = {
+        "uld_crossentropy_weight": 0.0,
+        "uld_distillation_weight": 1.0,
+        "uld_student_temperature": 1.0,
+        "uld_teacher_temperature": 1.0,
+        "uld_skip_student_eos": True,
+        "uld_skip_teacher_eos": True,
+        "uld_token_merge_strategy": "observed",
+        "use_extended_uld": True,
+        "uld_use_hybrid_loss": False,
+    }
+    return SimpleNamespace(**(default | changes))
+
+
+def tokenizers() -> tuple[Any, Any]:
+    from mlot.distill.vocabularies import train_bpe
+
+    text = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    return train_bpe(text, 262, 128), train_bpe([t * 3 for t in text], 320, 128)
+
+
+def batch(gold: Any, *, prompts: bool = True, extended: bool = True) -> dict[str, Any]:
+    """What GOLD passes to its loss: the student's side padded on the left, the teacher's on the right."""
+    student, teacher = tokenizers()
+    g = torch.Generator().manual_seed(3)
+    asked = PROMPTS if prompts else [""] * 3
+    t_ids, t_labels, _, t_offsets = gold.build_teacher_inputs_from_texts(
+        teacher, asked, COMPLETIONS, use_extended_uld=extended
+    )
+    s_ids, s_labels, _, s_offsets = gold.build_teacher_inputs_from_texts(
+        student, asked, COMPLETIONS, use_extended_uld=extended
+    )
+    for n in range(len(s_ids)):  # to the left, as GOLD's collator pads
+        shift = int(s_ids.shape[1] - (s_ids[n] != student.pad_token_id).sum())
+        for side in (s_ids, s_labels, s_offsets):
+            side[n] = side[n].roll(shift, 0)
+    return {
+        "student_logits": 2 * torch.randn(*s_ids.shape, len(student), generator=g, dtype=torch.float64),
+        "teacher_logits": 2 * torch.randn(*t_ids.shape, len(teacher), generator=g, dtype=torch.float64),
+        "student_labels": s_labels,
+        "teacher_labels": t_labels,
+        "student_input_ids": s_ids,
+        "teacher_input_ids": t_ids,
+        "student_byte_offsets": s_offsets,
+        "teacher_byte_offsets": t_offsets,
+    }
+
+
+def spans(labels: torch.Tensor) -> list[tuple[int, int]]:
+    valid = labels != -100
+    return [(int(row.nonzero()[0]), int(row.sum())) for row in valid]
+
+
+# -- the interface ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["__init__", "__call__"])
+def test_signatures_are_those_of_uld(gold: Any, method: str) -> None:
+    ours, theirs = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(getattr(cls, method)).parameters.values()]
+        for cls in (MultiLevelOTLoss, gold.ULDLoss)
+    )
+    assert ours == theirs
+
+
+def test_everything_that_the_trainer_reads_of_its_loss_is_there(gold: Any) -> None:
+    names = set(re.findall(r"self\.uld_loss_fn\.(\w+)", inspect.getsource(gold.GOLDTrainer)))
+    optional = {"last_matched_loss", "last_unmatched_loss"}  # asked for by hasattr
+    assert "use_extended_uld" in names
+    for name in names - optional:
+        assert hasattr(MultiLevelOTLoss(settings()), name), name
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(TypeError, match="config: expected TRL's GOLDConfig, got object without uld_cross"):
+        MultiLevelOTLoss(object())
+    with pytest.raises(ValueError, match="uld_use_hybrid_loss: expected False"):
+        MultiLevelOTLoss(settings(uld_use_hybrid_loss=True))
+    with pytest.raises(ValueError, match=r"config\.uld_student_temperature: expected a finite number > 0"):
+        MultiLevelOTLoss(settings(uld_student_temperature=0))
+    with pytest.raises(ValueError, match="merge_strategy: expected one of"):
+        MultiLevelOTLoss(settings(uld_token_merge_strategy="guessed"))
+    with pytest.raises(TypeError, match="trainer: expected a GOLDTrainer, got int"):
+        MultiLevelOTLoss.for_trainer(3)
+    unused = SimpleNamespace(uld_loss_fn=None, args=SimpleNamespace(use_uld_loss=False))
+    with pytest.raises(ValueError, match="use_uld_loss=True"):
+        MultiLevelOTLoss.for_trainer(unused)
+    with pytest.raises(TypeError, match="settings: expected a MultiLevelOTConfig or None, got dict"):
+        MultiLevelOTLoss.for_trainer(unused, {})
+
+
+def test_bad_inputs_are_refused(gold: Any) -> None:
+    criterion, inputs = MultiLevelOTLoss(settings()), batch(gold)
+    for name, value, error, match in (
+        ("student_byte_offsets", None, ValueError, "student_byte_offsets: expected .* got None"),
+        ("teacher_byte_offsets", torch.zeros(3, 2), ValueError, "teacher_byte_offsets: expected shape"),
+        ("teacher_labels", inputs["teacher_labels"][:, 1:], ValueError, "teacher_labels: expected shape"),
+        ("student_labels", None, TypeError, "student_labels: expected a torch tensor, got NoneType"),
+        ("student_logits", torch.zeros(3, 4), ValueError, r"student_logits: expected \(B, T, V\)"),
+    ):
+        with pytest.raises(error, match=match):
+            criterion(**(inputs | {name: value}))
+
+
+# -- values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["observed", "bayesian"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_rows_that_count_are_those_that_uld_slices(gold: Any, strategy: str, skip: bool) -> None:
+    inputs = batch(gold)
+    chosen = settings(
+        uld_token_merge_strategy=strategy, uld_skip_student_eos=skip, uld_skip_teacher_eos=not skip
+    )
+    masks = MultiLevelOTLoss(chosen).masks(inputs["student_labels"], inputs["teacher_labels"])
+    back = int(strategy == "bayesian")
+    for side, mask, skipped in (("student", masks[0], skip), ("teacher", masks[1], not skip)):
+        want = torch.zeros_like(mask)
+        for n, (start, size) in enumerate(spans(inputs[f"{side}_labels"])):
+            want[n, start - back : start + size - back - skipped] = True
+        assert torch.equal(mask, want)
+
+
+@pytest.mark.parametrize("strategy", ["observed", "bayesian"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_pairs_end_at_the_same_byte(gold: Any, strategy: str, skip: bool) -> None:
+    """By `mlot.align` on the bytes of the completions; TRL's alignment closes its groups at the same tokens."""
+    inputs = batch(gold)
+    chosen = settings(uld_token_merge_strategy=strategy, uld_skip_student_eos=skip, uld_skip_teacher_eos=skip)
+    criterion = MultiLevelOTLoss(chosen)
+    masks = criterion.masks(inputs["student_labels"], inputs["teacher_labels"])
+    offsets = inputs["student_byte_offsets"], inputs["teacher_byte_offsets"]
+    got = mlot.trl._byte_pairs(*masks, *offsets)
+    student, teacher = tokenizers()
+    for n, completion in enumerate(COMPLETIONS):
+        # The prompt's last token stands for the start of the answer, the eos token for its end.
+        tokens = []
+        for tokenizer in (student, teacher):
+            found = align.byte_ranges(tokenizer, completion)
+            tokens.append(
+                align.TokenBytes(
+                    [1, *found.ids, 2],
+                    starts=[0, *found.starts, found.total],
+                    ends=[0, *found.ends, found.total],
+                    special=[True, *found.special, True],
+                    total=found.total,
+                )
+            )
+        want = align.pairs(*tokens)
+        starts = [spans(inputs[f"{side}_labels"])[n][0] - 1 for side in ("student", "teacher")]
+        if strategy == "observed":
+            want = want[1:]  # the row before the answer does not count
+        elif skip:
+            want = want[:-1]  # nor does the one that predicts the eos token
+        real = got[n][got[n, :, 0] >= 0].numpy()
+        assert np.array_equal(real, want + starts)
+        if strategy == "observed":
+            groups = gold.ULDLoss._align_by_byte_offsets(
+                *(
+                    o[n, a + 1 : a + 1 + size - 1].tolist()
+                    for o, a, size in zip(
+                        offsets,
+                        starts,
+                        (spans(inputs[f"{s}_labels"])[n][1] for s in ("student", "teacher")),
+                        strict=True,
+                    )
+                )
+            )
+            ends = [[group[-1] for group in side] for side in groups]
+            assert np.array_equal(np.stack(ends, 1) + 1, want)
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@pytest.mark.parametrize("strategy", ["observed", "bayesian"])
+def test_value_is_that_of_multi_level_ot(gold: Any, strategy: str, extended: bool) -> None:
+    inputs = batch(gold, extended=extended)
+    chosen = settings(
+        uld_token_merge_strategy=strategy,
+        use_extended_uld=extended,
+        uld_crossentropy_weight=0.5,
+        uld_distillation_weight=0.3,
+        uld_student_temperature=1.5,
+        uld_teacher_temperature=0.7,
+    )
+    criterion = MultiLevelOTLoss(chosen)
+    criterion.settings = mlot.MultiLevelOTConfig(k=9)
+    leaf = inputs["student_logits"].requires_grad_()
+    loss = criterion(**inputs)
+    (got,) = torch.autograd.grad(loss, leaf)
+    masks = criterion.masks(inputs["student_labels"], inputs["teacher_labels"])
+    pairs = None
+    if extended:
+        offsets = inputs["student_byte_offsets"], inputs["teacher_byte_offsets"]
+        pairs = mlot.trl._byte_pairs(*masks, *offsets)
+    ot = mlot.multi_level_ot(
+        leaf / 1.5,
+        inputs["teacher_logits"] / 0.7,
+        student_mask=masks[0],
+        teacher_mask=masks[1],
+        pairs=pairs,
+        config=mlot.MultiLevelOTConfig(k=9),
+    )
+    nll = torch.nn.functional.cross_entropy(
+        leaf[:, :-1].flatten(0, 1), inputs["student_labels"][:, 1:].flatten(), ignore_index=-100
+    )
+    want = 0.5 * nll + 0.3 * ot.loss
+    torch.testing.assert_close(loss, want, rtol=1e-13, atol=0)
+    torch.testing.assert_close(got, torch.autograd.grad(want, leaf)[0], rtol=1e-11, atol=1e-16)
+    assert set(criterion.last) == {"loss", "cross_entropy", "had", "sl", "sd", "pairs"}
+    torch.testing.assert_close(criterion.last["sd"], ot.sd.detach(), rtol=1e-13, atol=0)
+
+
+def test_answers_that_open_their_sequence(gold: Any) -> None:
+    """No row predicts the first token then; ULD leaves it out on both sides, and so do pairs by index."""
+    inputs = batch(gold, prompts=False, extended=False)
+    chosen = settings(uld_token_merge_strategy="bayesian", use_extended_uld=False)
+    inputs["student_labels"][0, spans(inputs["student_labels"])[0][0]] = -100  # here one side has a prompt
+    masks = MultiLevelOTLoss(chosen).masks(inputs["student_labels"], inputs["teacher_labels"])
+    for n in range(3):
+        (s_start, s_size), (t_start, t_size) = (
+            spans(inputs[f"{side}_labels"])[n] for side in ("student", "teacher")
+        )
+        drop = int(s_start == 0 or t_start == 0)
+        assert masks[0][n].nonzero().flatten().tolist() == list(
+            range(s_start - 1 + drop, s_start - 1 + s_size - 1)
+        )
+        assert masks[1][n].nonzero().flatten().tolist() == list(
+            range(t_start - 1 + drop, t_start - 1 + t_size - 1)
+        )
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_no_answer_is_a_loss_of_zero(gold: Any, extended: bool) -> None:
+    inputs = batch(gold, extended=extended)
+    inputs["student_labels"][:] = -100
+    leaf = inputs["student_logits"].requires_grad_()
+    loss = MultiLevelOTLoss(settings(use_extended_uld=extended, uld_crossentropy_weight=1.0))(**inputs)
+    assert float(loss.detach()) == 0
+    assert not torch.autograd.grad(loss, leaf)[0].any()
+
+
+@pytest.mark.parametrize("strategy", ["observed", "bayesian"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_their_uld_is_ours_where_both_pair_by_index(gold: Any, strategy: str, skip: bool) -> None:
+    """TRL divides each sequence by its rows and averages over sequences: the one difference."""
+    inputs = batch(gold, extended=False)
+    chosen = settings(
+        uld_token_merge_strategy=strategy,
+        use_extended_uld=False,
+        uld_skip_student_eos=skip,
+        uld_skip_teacher_eos=skip,
+    )
+    theirs = gold.ULDLoss(chosen)
+    leaf = inputs["student_logits"].requires_grad_()
+    want = theirs(**inputs)
+    masks = MultiLevelOTLoss(chosen).masks(inputs["student_labels"], inputs["teacher_labels"])
+    sums = mlot.uld(
+        leaf, inputs["teacher_logits"], student_mask=masks[0], teacher_mask=masks[1], reduction="none"
+    )
+    rows = torch.minimum(masks[0].sum(1), masks[1].sum(1))
+    got = (sums / rows).mean()
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    pulls = [torch.autograd.grad(value, leaf)[0] for value in (got, want)]
+    torch.testing.assert_close(*pulls, rtol=1e-10, atol=1e-16)
+
+
+# -- the trainer -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainer(gold: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import datasets
+    from trl.experimental.gold import GOLDConfig
+
+    from mlot.distill.models import make_llama
+
+    folder: Path = tmp_path_factory.mktemp("gold")
+    student_tokenizer, teacher_tokenizer = tokenizers()
+    teacher_tokenizer.save_pretrained(folder / "teacher")
+    models = [
+        make_llama(tokenizer, width=32, layers=1, length=128, seed=seed)
+        for seed, tokenizer in enumerate((student_tokenizer, teacher_tokenizer))
+    ]
+    with warnings.catch_warnings():  # theirs, not ours
+        warnings.simplefilter("ignore")
+        args = GOLDConfig(
+            output_dir=str(folder / "out"),
+            use_uld_loss=True,
+            lmbda=0.0,
+            max_length=96,
+            max_completion_length=16,
+            per_device_train_batch_size=3,
+            max_steps=2,
+            learning_rate=1e-2,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            teacher_tokenizer_name_or_path=str(folder / "teacher"),
+            disable_tqdm=True,
+        )
+        return gold.GOLDTrainer(
+            model=models[0],
+            teacher_model=models[1],
+            args=args,
+            train_dataset=datasets.Dataset.from_dict({"prompt": PROMPTS, "completion": COMPLETIONS}),
+            processing_class=student_tokenizer,
+        )
+
+
+def test_gold_trains_with_the_loss_assigned(trainer: Any) -> None:
+    """One line, then real steps: the loss is what the models' logits give, and the weights move."""
+    trainer.uld_loss_fn = MultiLevelOTLoss.for_trainer(trainer, mlot.MultiLevelOTConfig(k=12))
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    class Spy(MultiLevelOTLoss):
+        def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            assert not args
+            loss = super().__call__(**kwargs)
+            calls.append((kwargs, loss.detach()))
+            return loss
+
+    trainer.uld_loss_fn.__class__ = Spy
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(calls) == len(logged) == 2
+    assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.parameters(), strict=True))
+    for (inputs, loss), shown in zip(calls, logged, strict=True):
+        assert float(loss) == pytest.approx(shown, rel=1e-3)
+        masks = trainer.uld_loss_fn.masks(inputs["student_labels"], inputs["teacher_labels"])
+        offsets = inputs["student_byte_offsets"], inputs["teacher_byte_offsets"]
+        ot = mlot.multi_level_ot(
+            inputs["student_logits"],
+            inputs["teacher_logits"],
+            student_mask=masks[0],
+            teacher_mask=masks[1],
+            pairs=mlot.trl._byte_pairs(*masks, *offsets),
+            config=mlot.MultiLevelOTConfig(k=12),
+        )
+        torch.testing.assert_close(loss, ot.loss.detach())
+        # prompts and padding are out, and both sides are asked about the same bytes
+        for side, mask in zip(("student", "teacher"), masks, strict=True):
+            assert not (mask & (inputs[f"{side}_labels"] == -100)).any()
+            assert mask.any(1).all()
+
+
+def test_the_trainers_own_loss_and_ours_take_the_same_call(trainer: Any, gold: Any) -> None:
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    losses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for criterion in (
+            gold.ULDLoss(trainer.args, trainer.processing_class, trainer.teacher_tokenizer),
+            MultiLevelOTLoss(trainer.args, trainer.processing_class, trainer.teacher_tokenizer),
+        ):
+            trainer.uld_loss_fn = criterion
+            losses.append(trainer.compute_loss(trainer.model, batch))
+    assert all(loss.shape == () and torch.isfinite(loss) and loss.requires_grad for loss in losses)
+    assert not torch.equal(*losses)
