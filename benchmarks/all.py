@@ -16,6 +16,7 @@ _EVERYWHERE = {
     "transport-2048": ["transport", "--batch", "1", "--length", "2048", "--repeats", "3"],
     "step": ["step", "--repeats", "3"],
     "sweep": ["sweep", "--repeats", "3"],
+    "align": ["align"],
 }
 _LARGE = ["--batch", "8", "--length", "1024", "--student-vocabulary", "128256", "--dtype", "bfloat16"]
 _ON_CUDA = {

@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--teacher-vocabulary", type=_count, default=32000)
     step.add_argument("--width", type=_count, default=256, help="of the student's hidden states")
     step.add_argument("--layers", type=_count, default=4, help="of the student")
+    align = _command(commands, "align", "pairing the positions of two tokenizations of a text", _DTYPES)
+    align.add_argument("--bytes", type=_count, help="stop after so many bytes of text (default: all of it)")
+    align.add_argument("--student-vocabulary", type=_count, default=2048)
+    align.add_argument("--teacher-vocabulary", type=_count, default=4096)
     sweep = _command(
         commands, "sweep", "the loss as vocabulary, length and batch grow one at a time", _DTYPES
     )

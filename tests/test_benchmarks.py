@@ -413,3 +413,18 @@ def test_bad_arguments(arguments, capsys):
 def test_a_narrow_vocabulary_keeps_all_of_it():
     entries = from_logits(logits(30, 1).requires_grad_(), logits(20, 2), 50)
     assert all(row.agrees for row in compete(entries, 1, CPU, torch.float64))
+
+
+def test_align_command(tmp_path, capsys):
+    output = tmp_path / "align.json"
+    assert main(["align", "--bytes", "30000", "--repeats", "1", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    reference = rows["comparison of byte prefixes"]
+    assert reference["is_reference"]
+    assert reference["value"] > 1000
+    for name in ("mlot.align, from encodings", "mlot.align, from ids"):
+        assert rows[name]["agrees"]
+        assert rows[name]["value"] == reference["value"]
+        assert rows[name]["time_ratio"] > 0
+    assert "Megabytes of text per second: " in " ".join(found["notes"])
