@@ -187,7 +187,9 @@ class MultiLevelOTLoss(nn.Module):
             ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets)
         if self.crossentropy_weight:
             nll = _mean_cross_entropy(student_logits, student_labels)
-        loss = self.crossentropy_weight * nll + (zero if ot is None else self.distillation_weight * ot.loss)
+        loss: Tensor = self.crossentropy_weight * nll + (
+            zero if ot is None else self.distillation_weight * ot.loss
+        )
         self.last = {"loss": loss.detach(), "cross_entropy": nll.detach()}
         if ot is not None:
             self.last |= {name: getattr(ot, name).detach() for name in ("had", "sl", "sd")}
@@ -285,7 +287,8 @@ def _checked_offsets(name: str, offsets: Any, labels: Tensor) -> Tensor:
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     mask = mask_from_labels(labels)
     targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
-    return cross_entropy(logits, targets, mask).sum() / mask.sum().clamp(min=1)
+    mean: Tensor = cross_entropy(logits, targets, mask).sum() / mask.sum().clamp(min=1)
+    return mean
 
 
 def _divided(logits: Tensor, temperature: float) -> Tensor:
