@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 WORKERS ?= 2
 DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint verify wheel bench clean
+.PHONY: demo test lint verify wheel bench docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +38,15 @@ bench: $(STAMP)  ## Measure on DEVICE=cpu (or cuda) into benchmarks/results/; in
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks.all --device $(DEVICE)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
+	touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)  ## Build the documentation into docs/_build/html; every warning is an error.
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -d docs/_build/doctrees docs docs/_build/html
+
+docs-check: docs  ## Look at every built page in headless Chromium, and run the code that the pages show.
+	$(BIN)/python docs/check.py
+
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build docs/_build docs/_drawn docs/examples
