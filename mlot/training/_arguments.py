@@ -1,0 +1,188 @@
+"""Settings of a training run: transformers' own, and those of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from mlot import MultiLevelOTConfig, _checks
+
+#: How HAD and SL pair positions.
+Pairs = Literal["boundary", "index"]
+
+_OF_THE_LOSS = tuple(f.name for f in fields(MultiLevelOTConfig))
+
+
+@dataclass
+class MultiLevelOTTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the settings of MultiLevelOT; the paper's are the defaults.
+
+    Args:
+        alpha: weight of the transport against cross-entropy; with 0 the teacher is not asked.
+        k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank matching
+            alone can pair.
+        matching: how the student's columns are matched with the teacher's: ``"optimal"``, ``"greedy"``,
+            ``"rank"`` or ``"sinkhorn"``.
+        pool: number of the student's heaviest columns that are candidates for a match; ``None`` means
+            max(8 k, 256).
+        temperature: of the token level.
+        sequence_temperature: of the sequence level.
+        standardize: whether the logits of each position are divided by their standard deviation first.
+        had_weight: weight of HAD.
+        sl_weight: weight of SL, the paper's beta.
+        sd_weight: weight of the Sinkhorn distance, the paper's gamma.
+        epsilon: entropic regularisation of Sinkhorn, the paper's lambda.
+        n_iter: Sinkhorn rounds.
+        tol: marginal error at which a sequence's Sinkhorn stops; ``None`` does all rounds.
+        token_cost: cost that the matching minimises, ``"l1"`` or ``"log"``.
+        sequence_cost: cost between positions, ``"l1"`` or ``"log"``.
+        pairs: positions that HAD and SL compare: ``"boundary"``, those at which both have read the same
+            bytes, as the batch brings them; ``"index"``, the i-th of the one with the i-th of the other,
+            which is the paper's.
+        use_linear_head: whether the student's logits are never formed: its hidden states and its output
+            embedding go to the loss as a `mlot.LinearHead`. Less memory, more time.
+        use_teacher_linear_head: the same for the teacher.
+        teacher_dtype: type to cast the teacher's weights to, such as ``"bfloat16"``; ``None`` leaves them.
+        teacher_device: device to move the teacher to, such as ``"cuda:1"``; ``None`` means the student's.
+            A teacher spread over devices (``device_map``) stays where it is.
+        log_diagnostics_every: of how many logs one has the kept mass, matching gap, marginal error and paired
+            share beside the losses; computing them waits for the device. With 0 none has.
+        tokenize_ahead: whether data sets with a length are tokenised before the first step, and not while
+            training.
+        remove_unused_columns: must stay False, or the teacher's columns never arrive.
+        kwargs: everything that ``transformers.TrainingArguments`` takes besides.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range; the message names it.
+
+    >>> from mlot.training import MultiLevelOTTrainingArguments
+    >>> args = MultiLevelOTTrainingArguments("out", k=20, matching="rank", report_to="none")
+    >>> args.ot_config().k
+    20
+    """
+
+    alpha: float = field(
+        default=0.15,
+        metadata={"help": "Weight of the transport against cross-entropy; with 0 no teacher is asked."},
+    )
+    k: int | None = field(
+        default=50, metadata={"help": "Columns kept of each model, cut to the narrower vocabulary."}
+    )
+    matching: Literal["optimal", "greedy", "rank", "sinkhorn"] = field(
+        default="optimal", metadata={"help": "How the student's columns are matched with the teacher's."}
+    )
+    pool: int | None = field(
+        default=None,
+        metadata={"help": "Number of the student's heaviest columns to match with; default: max(8 k, 256)."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the token level."})
+    sequence_temperature: float = field(default=2.0, metadata={"help": "Temperature of the sequence level."})
+    standardize: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the logits of each position are divided by their standard deviation first."
+        },
+    )
+    had_weight: float = field(
+        default=1.0, metadata={"help": "Weight of HAD, the L1 distance of matched columns."}
+    )
+    sl_weight: float = field(
+        default=0.1, metadata={"help": "Weight of SL, the cross-entropy of matched columns."}
+    )
+    sd_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the Sinkhorn distance between sequences."}
+    )
+    epsilon: float = field(default=0.1, metadata={"help": "Entropic regularisation of Sinkhorn."})
+    n_iter: int = field(default=20, metadata={"help": "Sinkhorn rounds."})
+    tol: float | None = field(
+        default=None,
+        metadata={
+            "help": "Marginal error at which a sequence's Sinkhorn stops; default: it does all rounds."
+        },
+    )
+    token_cost: Literal["l1", "log"] = field(
+        default="l1", metadata={"help": "Cost that the matching minimises."}
+    )
+    sequence_cost: Literal["l1", "log"] = field(default="l1", metadata={"help": "Cost between positions."})
+    pairs: Pairs = field(
+        default="boundary",
+        metadata={
+            "help": "Positions that HAD and SL compare: where both have read the same bytes, or i-th with i-th."
+        },
+    )
+    use_linear_head: bool = field(
+        default=False,
+        metadata={"help": "Whether the student's logits are never formed; less memory, more time."},
+    )
+    use_teacher_linear_head: bool = field(
+        default=False, metadata={"help": "Whether the teacher's logits are never formed."}
+    )
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type that the teacher's weights are cast to, such as bfloat16; default: as they are."
+        },
+    )
+    teacher_device: str | None = field(
+        default=None,
+        metadata={"help": "Device that the teacher is moved to, such as cuda:1; default: the student's."},
+    )
+    log_diagnostics_every: int = field(
+        default=1,
+        metadata={"help": "Of how many logs one has the diagnostics of the transport, too; 0: none."},
+    )
+    tokenize_ahead: bool = field(
+        default=True,
+        metadata={"help": "Whether data sets with a length are tokenised before the first step."},
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False, or the teacher's columns never arrive."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_distillation()
+        super().__post_init__()
+
+    def ot_config(self) -> MultiLevelOTConfig:
+        """Settings of the transport alone, as `mlot.multi_level_ot` takes them."""
+        return MultiLevelOTConfig(**{name: getattr(self, name) for name in _OF_THE_LOSS})
+
+    def _check_distillation(self) -> None:
+        _checks.number("alpha", self.alpha, allow_zero=True)
+        self.ot_config()
+        _checks.choice("pairs", self.pairs, ("boundary", "index"))
+        for name in ("use_linear_head", "use_teacher_linear_head", "tokenize_ahead"):
+            _checks.flag(name, getattr(self, name))
+        if self.teacher_dtype is not None:
+            dtype = getattr(torch, str(self.teacher_dtype).removeprefix("torch."), None)
+            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+                raise ValueError(
+                    "teacher_dtype: expected the name of a floating-point type, such as 'bfloat16', or None, "
+                    f"got {self.teacher_dtype!r}"
+                )
+        if self.teacher_device is not None:
+            try:
+                torch.device(self.teacher_device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(
+                    "teacher_device: expected a device, such as 'cuda:1', or None, "
+                    f"got {self.teacher_device!r}"
+                ) from error
+        _checks.count("log_diagnostics_every", self.log_diagnostics_every, least=0)
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns: expected False, or the teacher's columns never arrive, got True"
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor: expected 0, since the loss has a cross-entropy of its own, "
+                f"got {self.label_smoothing_factor}"
+            )
+        if self.use_linear_head and self.torch_compile:
+            raise ValueError(
+                "use_linear_head: expected False with torch_compile, since the loss then runs inside the "
+                "model's forward, got True"
+            )

@@ -1,0 +1,71 @@
+"""What a batch holds, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+#: Prefix of what is the teacher's.
+TEACHER = "teacher_"
+#: What the models do not read. ``labels`` are unshifted, -100 where nothing is asked.
+LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS = (
+    "labels",
+    "pairs",
+    "text_mask",
+    "target_bytes",
+    TEACHER + "keys",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch, sorted.
+
+    Attributes:
+        student: inputs of the student's model.
+        teacher: inputs of the teacher's model; empty where the teacher is saved.
+        labels: of the student, ``(B, T_s)``, unshifted, -100 where nothing is asked.
+        teacher_labels: the same for the teacher, ``(B, T_t)``.
+        pairs: ``(B, P, 2)`` positions to compare, padded by -1.
+        teacher_keys: keys of a saved teacher's examples, ``(B, L)`` characters.
+        text_mask: labels that stand for text, ``(B, T_s)`` booleans; others end a turn.
+        target_bytes: bytes of text that the labels of each sequence stand for, ``(B,)``.
+    """
+
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    labels: Tensor
+    teacher_labels: Tensor | None = None
+    pairs: Tensor | None = None
+    teacher_keys: Tensor | None = None
+    text_mask: Tensor | None = None
+    target_bytes: Tensor | None = None
+
+    @staticmethod
+    def of(inputs: Mapping[str, Any]) -> Batch:
+        """Sort what a collator made.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        rest = dict(inputs)
+        if LABELS not in rest:
+            raise ValueError(f"inputs: expected labels among them, got {', '.join(sorted(rest))}")
+        ours = {
+            name: rest.pop(name, None)
+            for name in (LABELS, TEACHER + LABELS, PAIRS, KEYS, TEXT_MASK, TARGET_BYTES)
+        }
+        teacher = {name: rest.pop(name) for name in list(rest) if name.startswith(TEACHER)}
+        return Batch(
+            student=rest,
+            teacher={name.removeprefix(TEACHER): value for name, value in teacher.items()},
+            **cast("dict[str, Any]", ours),
+        )
+
+    @property
+    def targets(self) -> Tensor:
+        """Number of tokens that the student is asked to predict."""
+        return self.labels[:, 1:].ne(-100).sum()

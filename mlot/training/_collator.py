@@ -1,0 +1,307 @@
+"""The collator: text or conversations in the tokens of both models, padded to a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from mlot import _checks, mask_from_labels
+from mlot.align import batch_pairs
+from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
+from mlot.training._batch import KEYS
+from mlot.training._examples import Pair, PreparedDataset, Truncation
+from mlot.training._heads import language_model
+from mlot.training._render import render
+from mlot.training._teacher import characters_of
+from mlot.training._tokens import tokenize
+
+_logger = logging.getLogger("mlot.training")
+
+#: A tokenizer that knows no limit says a number as large as this.
+_NO_LIMIT = 10**9
+
+
+class DistillationCollator:
+    """Tokenises text or conversations for both models and pads them to batches.
+
+    An example is a mapping with
+
+    - ``text``: all of it is learnt, and an end token after it;
+    - ``prompt`` and ``completion``, strings: the completion is learnt, and an end token after it;
+    - ``messages`` (or ``prompt`` and ``completion`` that are lists of messages): each tokenizer's chat
+      template is applied; what the assistant says is learnt, and the special token that ends its turn;
+
+    or one that `prepare` made of these. Further keys are passed over. What is learnt is *the common text*,
+    the same characters for both models, though templates and prompts around it may differ. A text that the
+    limits do not let through is cut at the last byte at which both tokenizations have a border within them;
+    ``truncation`` counts what was cut. Examples are not packed.
+
+    Batches hold, padded,
+
+    - ``input_ids``, ``attention_mask``, ``labels``, ``(B, T_s)``: the student's, labels unshifted and -100
+      on prompts, padding and the first token of all; padding is found by position, so a pad token that texts
+      contain does no harm;
+    - ``teacher_input_ids``, ``teacher_attention_mask``, ``teacher_labels``, ``(B, T_t)``: the teacher's; with
+      ``keys``, ``teacher_keys`` in their place, the keys of a saved teacher's examples;
+    - ``pairs``, ``(B, P, 2)``, padded by -1: positions at which both models have read the same bytes of the
+      common text, with ``pairs="boundary"``;
+    - ``text_mask``, ``(B, T_s)``, labels that stand for text, and ``target_bytes``, ``(B,)``, the bytes of
+      that text, for bits per byte;
+    - ``position_ids`` and ``teacher_position_ids`` where padding is on the left.
+
+    Args:
+        student_tokenizer: a tokenizer of transformers.
+        teacher_tokenizer: the same for the teacher.
+        max_length: most tokens of the student, start and end tokens included; ``None`` means what its
+            tokenizer says, and a trainer what its model reads, if that is less.
+        teacher_max_length: the same for the teacher.
+        pairs: ``"boundary"`` or ``"index"``.
+        keys: whether the teacher is saved.
+        padding_side: ``"right"`` or ``"left"``.
+        add_start: whether texts and prompts start with bos, or eos where there is no bos, so that all of
+            the text is predicted. Chat templates bring what they need.
+        add_end: whether texts and completions end with eos.
+        pad_to_multiple_of: what the padded lengths are multiples of.
+        template_settings: what chat templates are given besides the messages.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, or a tokenizer has neither a
+            pad token nor an eos token to pad with.
+    """
+
+    def __init__(
+        self,
+        student_tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        teacher_max_length: int | None = None,
+        pairs: Pairs = "boundary",
+        keys: bool = False,
+        padding_side: str = "right",
+        add_start: bool = True,
+        add_end: bool = True,
+        pad_to_multiple_of: int | None = None,
+        template_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        _checks.count("max_length", max_length, allow_none=True, least=2)
+        _checks.count("teacher_max_length", teacher_max_length, allow_none=True, least=2)
+        _checks.choice("pairs", pairs, ("boundary", "index"))
+        _checks.choice("padding_side", padding_side, ("right", "left"))
+        _checks.count("pad_to_multiple_of", pad_to_multiple_of, allow_none=True)
+        for name, flag in (("keys", keys), ("add_start", add_start), ("add_end", add_end)):
+            _checks.flag(name, flag)
+        self.tokenizers = (student_tokenizer, teacher_tokenizer)
+        self._pad = tuple(
+            _pad_token(name, tokenizer) for name, tokenizer in zip(_SIDES, self.tokenizers, strict=True)
+        )
+        self.max_length = _limit(student_tokenizer, max_length)
+        self.teacher_max_length = _limit(teacher_tokenizer, teacher_max_length)
+        self.pairs = pairs
+        self.keys = keys
+        self.padding_side = padding_side
+        self.add_start, self.add_end = add_start, add_end
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.template_settings = dict(template_settings or {})
+        self.truncation = Truncation()
+
+    # -- one example -------------------------------------------------------------------------------------
+
+    def prepare(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """Tokenise one example, for ``datasets.Dataset.map`` and the like.
+
+        Returns:
+            The columns that batches are made of: lists of integers for both models, ``pairs``,
+            ``target_bytes``, and with ``keys`` the ``teacher_key``.
+
+        Raises:
+            TypeError, ValueError: the example has none of the forms of `DistillationCollator`.
+        """
+        return self._prepare(example)[0]
+
+    def _prepare(self, example: Mapping[str, Any]) -> tuple[dict[str, Any], Truncation]:
+        sides = [
+            tokenize(tokenizer, rendered, *self._frame(tokenizer))
+            for tokenizer, rendered in zip(
+                self.tokenizers, render(example, self.tokenizers, self.template_settings), strict=True
+            )
+        ]
+        pair = Pair.of(sides[0], sides[1], self.max_length, self.teacher_max_length)
+        columns = pair.as_dict(with_pairs=self.pairs == "boundary")
+        if self.keys:
+            columns["teacher_key"] = _key(columns["teacher_input_ids"], columns["teacher_labels"])
+        truncation = pair.truncation()
+        self.truncation += truncation
+        return columns, truncation
+
+    def _frame(self, tokenizer: Any) -> tuple[int | None, int | None]:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        start = eos if bos is None else bos
+        return (start if self.add_start else None), (eos if self.add_end else None)
+
+    # -- a batch -----------------------------------------------------------------------------------------
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch of examples, tokenised or not."""
+        rows = [row if "input_ids" in row else self.prepare(row) for row in examples]
+        batch, offset = self._side(rows, "", self._pad[0])
+        batch["labels"] = self._padded([row["labels"] for row in rows], -100)
+        batch["text_mask"] = self._padded([row["text_mask"] for row in rows], 0).bool()
+        batch["target_bytes"] = torch.tensor([row["target_bytes"] for row in rows])
+        teacher_offset: Any = 0
+        if self.keys:
+            batch[KEYS] = characters_of([row["teacher_key"] for row in rows])
+        else:
+            teacher, teacher_offset = self._side(rows, "teacher_", self._pad[1])
+            batch |= teacher
+            batch["teacher_labels"] = self._padded([row["teacher_labels"] for row in rows], -100)
+        if self.pairs == "boundary":
+            found = batch_pairs(
+                [row["pairs"] for row in rows], student_offset=offset, teacher_offset=teacher_offset
+            )
+            batch["pairs"] = torch.from_numpy(found)
+        return batch
+
+    def _side(
+        self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int
+    ) -> tuple[dict[str, Tensor], Any]:
+        ids = [list(row[prefix + "input_ids"]) for row in rows]
+        mask = self._padded([[1] * len(row) for row in ids], 0)
+        side = {prefix + "input_ids": self._padded(ids, pad), prefix + "attention_mask": mask}
+        if self.padding_side == "right":
+            return side, 0
+        side[prefix + "position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return side, (mask.shape[1] - mask.sum(dim=1)).numpy()
+
+    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        longest = max(1, *map(len, rows)) if rows else 1
+        if self.pad_to_multiple_of is not None:
+            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        table = torch.full((len(rows), longest), value)
+        for n, row in enumerate(rows):
+            where = slice(0, len(row)) if self.padding_side == "right" else slice(longest - len(row), longest)
+            table[n, where] = torch.tensor(list(row), dtype=torch.long)
+        return table
+
+    # -- a data set --------------------------------------------------------------------------------------
+
+    def prepare_all(self, name: str, dataset: Any) -> Any:
+        """Tokenise a data set, drop examples of which nothing is left to learn, and tell what was cut.
+
+        Args:
+            name: of the data set, for messages.
+            dataset: one with a length, or a mapping of such; others, and those tokenised already, are given
+                back as they are.
+
+        Raises:
+            ValueError: nothing is left to learn.
+        """
+        if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+            return {key: self.prepare_all(f"{name}[{key!r}]", value) for key, value in dataset.items()}
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
+            return dataset
+        if "input_ids" in dataset[0]:
+            return dataset
+        made, total = [], Truncation()
+        for n in range(len(dataset)):
+            columns, truncation = self._prepare(dataset[n])
+            total += truncation
+            if not truncation.empty:
+                made.append(columns)
+        if total.cut or total.empty:
+            _logger.warning("%s: %s", name, total)
+        if not made:
+            raise ValueError(f"{name}: expected examples with something to learn, found none: {total}")
+        return PreparedDataset(made)
+
+    def teacher_examples(self, dataset: Any) -> Iterator[tuple[list[int], list[bool]]]:
+        """Yield what a teacher has to read for a data set, to save it.
+
+        Args:
+            dataset: of examples, tokenised or not.
+
+        Yields:
+            Token ids, and which positions' predictions count.
+        """
+        for n in range(len(dataset)):
+            row = dataset[n] if "input_ids" in dataset[n] else self.prepare(dataset[n])
+            yield list(row["teacher_input_ids"]), _counted(row["teacher_labels"])
+
+    def check_models(self, model: Any, teacher: Any, args: MultiLevelOTTrainingArguments) -> None:
+        """Check that models fit; take what they read for a limit where none was given.
+
+        Raises:
+            ValueError: a tokenizer has more tokens than its model, a limit is more than its model reads, or
+                the settings ask for what these batches do not hold.
+        """
+        if args.pairs == "boundary" and self.pairs != "boundary":
+            raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
+        if teacher is not None and self.keys == isinstance(teacher, nn.Module):
+            wanted = (
+                "keys=False for a teacher that is a model" if self.keys else "keys=True for a saved teacher"
+            )
+            raise ValueError(f"data_collator: expected {wanted}, got keys={self.keys}")
+        found = zip(_SIDES, (model, teacher), self.tokenizers, ("", "teacher_"), strict=True)
+        for name, one, tokenizer, prefix in found:
+            if isinstance(one, nn.Module):
+                self._check_model(name, language_model(one), tokenizer, prefix)
+
+    def _check_model(self, name: str, model: Any, tokenizer: Any, prefix: str) -> None:
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        rows = getattr(embedding, "num_embeddings", None)
+        if rows is not None and len(tokenizer) > rows:
+            raise ValueError(
+                f"{name}_tokenizer: expected at most {rows} tokens, as the {name}, got {len(tokenizer)}"
+            )
+        config = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        reads = getattr(text, "max_position_embeddings", None)
+        limit = getattr(self, f"{prefix}max_length")
+        if not isinstance(reads, int) or reads <= 0:
+            return
+        if limit is None:
+            setattr(self, f"{prefix}max_length", reads)
+        elif limit > reads:
+            raise ValueError(
+                f"{prefix}max_length: expected at most {reads}, all that the {name} reads, got {limit}"
+            )
+
+
+_SIDES = ("student", "teacher")
+
+
+def _pad_token(name: str, tokenizer: Any) -> int:
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(
+            f"{name}_tokenizer: expected a tokenizer of transformers, got {type(tokenizer).__name__}"
+        )
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError(
+        f"{name}_tokenizer: expected a pad token, or an eos token to pad with, found neither; "
+        "set tokenizer.pad_token"
+    )
+
+
+def _limit(tokenizer: Any, given: int | None) -> int | None:
+    if given is not None:
+        return given
+    said = getattr(tokenizer, "model_max_length", None)
+    return int(said) if said is not None and said < _NO_LIMIT else None
+
+
+def _counted(labels: Sequence[int]) -> list[bool]:
+    mask: list[bool] = mask_from_labels(torch.tensor([list(labels)])).tolist()[0] if len(labels) else []
+    return mask
+
+
+def _key(ids: Sequence[int], labels: Sequence[int]) -> str:
+    from mlot.saved import example_key
+
+    return example_key(list(ids), _counted(labels))

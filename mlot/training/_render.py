@@ -1,0 +1,125 @@
+"""Examples as strings: what each model reads, and where in it the text is that both are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: What an example may hold, as the messages say it.
+FORMS = "text, prompt and completion, or messages"
+
+#: Stands for a turn of the assistant while a chat template is read; a character for private use.
+_MARK = "\ue000"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What one model reads of an example.
+
+    Attributes:
+        text: the characters.
+        spans: where in them the targets are, in characters; the strings there are the same for both models.
+        framed: whether a start and an end token are put around; chat templates bring their own.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    framed: bool
+
+
+def render(
+    example: Mapping[str, Any], tokenizers: Sequence[Any], settings: Mapping[str, Any]
+) -> list[Rendered]:
+    """Render an example for each tokenizer.
+
+    Args:
+        example: ``text``; or ``prompt`` and ``completion``, both strings or both lists of messages; or
+            ``messages``.
+        tokenizers: of both models.
+        settings: what chat templates are given besides.
+
+    Raises:
+        TypeError, ValueError: an example that is none of these, or a chat template that changes what the
+            assistant says in other ways than by stripping it.
+    """
+    if "messages" in example:
+        return _conversation(_messages("messages", example["messages"]), 0, tokenizers, settings)
+    if "prompt" in example and "completion" in example:
+        prompt, completion = example["prompt"], example["completion"]
+        if isinstance(prompt, str) and isinstance(completion, str):
+            span = (len(prompt), len(prompt) + len(completion))
+            return [Rendered(prompt + completion, (span,), True)] * len(tokenizers)
+        before = _messages("prompt", prompt)
+        return _conversation(
+            [*before, *_messages("completion", completion)], len(before), tokenizers, settings
+        )
+    if "text" in example:
+        text = example["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected a string, got {type(text).__name__}")
+        return [Rendered(text, ((0, len(text)),), True)] * len(tokenizers)
+    raise ValueError(f"example: expected {FORMS}, got {', '.join(sorted(map(str, example))) or 'nothing'}")
+
+
+def _messages(name: str, value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        wanted = "messages" if name == "messages" else "a string like its counterpart, or messages"
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+    for message in value:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ValueError(f"{name}: expected messages with a role and a content, got {message!r}")
+    return [dict(message) for message in value]
+
+
+def _conversation(
+    messages: list[dict[str, Any]], first: int, tokenizers: Sequence[Any], settings: Mapping[str, Any]
+) -> list[Rendered]:
+    """Render messages, of which the assistant's from number ``first`` on are targets."""
+    said = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
+    for n in said:
+        if not isinstance(messages[n]["content"], str):
+            kind = type(messages[n]["content"]).__name__
+            raise TypeError(f"messages: expected the assistant to say a string, got {kind}")
+    marked = list(messages)
+    for n in said:
+        marked[n] = messages[n] | {"content": f"{_MARK}{n}{_MARK}"}
+    # A template may strip what is said; then both models get what remains of it.
+    for strip in (False, True):
+        contents = [messages[n]["content"].strip() if strip else messages[n]["content"] for n in said]
+        found = []
+        for name, tokenizer in zip(("student", "teacher"), tokenizers, strict=False):
+            frame = _template(tokenizer, name, marked, settings)
+            spans, text = _fill(frame, said, contents)
+            if text != _template(tokenizer, name, messages, settings):
+                break
+            found.append(Rendered(text, spans, False))
+        else:
+            return found
+    raise ValueError(
+        "messages: expected chat templates that hold what the assistant says as it is, "
+        f"got one of the {name}'s tokenizer that changes it"
+    )
+
+
+def _template(tokenizer: Any, name: str, messages: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+    if getattr(tokenizer, "chat_template", None) is None and "chat_template" not in settings:
+        raise ValueError(
+            f"{name}_tokenizer: expected a chat template, since examples hold messages, found none"
+        )
+    rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+    return rendered
+
+
+def _fill(frame: str, said: list[int], contents: list[str]) -> tuple[tuple[tuple[int, int], ...], str]:
+    """Put contents where their marks are; return where they are then, and the whole."""
+    text, rest = "", frame
+    spans = []
+    for n, content in zip(said, contents, strict=True):
+        before, mark, rest = rest.partition(f"{_MARK}{n}{_MARK}")
+        if not mark:
+            return (), frame
+        text += before
+        spans.append((len(text), len(text) + len(content)))
+        text += content
+    return tuple(spans), text + rest

@@ -1,0 +1,125 @@
+"""Teachers: a model that is run beside the student, or one whose predictions were saved."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mlot import LinearHead, MultiLevelOTConfig, Traces, mask_from_labels, select
+from mlot.training._batch import Batch
+from mlot.training._heads import HeadShape, head_shape, hidden_states
+
+
+class Teacher(Protocol):
+    """Gives predictions for a batch."""
+
+    def __call__(
+        self, batch: Batch, device: torch.device
+    ) -> tuple[Tensor | LinearHead | Traces, Tensor | None]:
+        """Predictions on a device, and the labels that say which of them count (``None`` for traces)."""
+        ...
+
+
+class ModelTeacher:
+    """A model that is only read: evaluation mode, no gradient, its own type and device.
+
+    Args:
+        model: a causal language model.
+        device: where to move it; ``None`` leaves it.
+        dtype: what to cast its weights to; ``None`` leaves them.
+        linear_head: whether its logits are never formed.
+        config: settings by which columns are selected on the teacher's device, so that no logits outlive its
+            turn or change device; ``None`` hands on logits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device | None,
+        dtype: torch.dtype | None = None,
+        linear_head: bool = False,
+        config: MultiLevelOTConfig | None = None,
+    ) -> None:
+        if dtype is not None:
+            model.to(dtype=dtype)
+        if device is not None:
+            model.to(device=device)
+        self.model = model.eval()
+        self.config = config
+        self._head: HeadShape | None = head_shape(model, "teacher") if linear_head else None
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, device: torch.device
+    ) -> tuple[Tensor | LinearHead | Traces, Tensor | None]:
+        """Run the model on the teacher's part of a batch."""
+        labels = batch.teacher_labels
+        if labels is None or not batch.teacher:
+            raise ValueError(
+                "inputs: expected teacher_input_ids and teacher_labels among them, for the teacher"
+            )
+        if self.model.training:
+            self.model.eval()
+        home = _input_device(self.model)
+        inputs = {name: value.to(home) for name, value in batch.teacher.items()}
+        found: Tensor | LinearHead
+        if self._head is None:
+            found = self.model(**inputs).logits
+        else:
+            found = hidden_states(self.model, inputs, self._head)
+        if self.config is None or self.config.k is None:
+            return _moved(found, device), labels
+        where = found.hidden.device if isinstance(found, LinearHead) else found.device
+        traces = select(
+            found,
+            mask_from_labels(labels.to(where)),
+            k=self.config.k,
+            temperature=self.config.temperature,
+            extra_temperatures=(self.config.sequence_temperature,),
+            standardize=self.config.standardize,
+        )
+        return traces.map(lambda array: array.to(device)), None
+
+
+class SavedModel:
+    """A teacher whose traces were saved; see `mlot.saved`.
+
+    Args:
+        saved: a `mlot.saved.SavedTeacher`.
+    """
+
+    def __init__(self, saved: Any) -> None:
+        self.saved = saved
+
+    def __call__(self, batch: Batch, device: torch.device) -> tuple[Traces, None]:
+        """Look a batch's examples up."""
+        if batch.teacher_keys is None:
+            raise ValueError("inputs: expected teacher_keys among them, for a saved teacher")
+        traces: Traces = self.saved.batch(keys_of(batch.teacher_keys), backend="torch", device=str(device))
+        return traces, None
+
+
+def keys_of(characters: Tensor) -> list[str]:
+    """Keys of a batch, from their characters ``(B, L)``; processes share tensors out, not strings."""
+    return [bytes(row).decode() for row in characters.tolist()]
+
+
+def characters_of(keys: list[str]) -> Tensor:
+    """The other way round."""
+    return torch.tensor([list(key.encode()) for key in keys], dtype=torch.uint8)
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Where a model, in one place or in several, takes its token ids."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(embedding, "weight", None)
+    if isinstance(weight, Tensor) and weight.device.type != "meta":
+        return weight.device
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+def _moved(source: Tensor | LinearHead, device: torch.device) -> Tensor | LinearHead:
+    return source.map(lambda array: array.to(device)) if isinstance(source, LinearHead) else source.to(device)

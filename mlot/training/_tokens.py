@@ -1,0 +1,197 @@
+"""One model's tokens of an example: which are targets, and which bytes of the common text they end at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot.align import TokenBytes, byte_ranges, pairs
+from mlot.training._render import Rendered
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of one target.
+
+    Attributes:
+        first: position of its first token.
+        last: position after its last token of text.
+        closing: position after the tokens that end it and are learnt with it; ``last`` where there are none.
+        ranges: bytes of the target that its tokens cover, with the token before, which has read none of them,
+            if there is one, and one token that ends it, if that comes next.
+    """
+
+    first: int
+    last: int
+    closing: int
+    ranges: TokenBytes
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One model's tokens of an example.
+
+    Attributes:
+        ids: token ids.
+        spans: targets, in order.
+    """
+
+    ids: list[int]
+    spans: tuple[Span, ...]
+
+    def labels(self, length: int) -> list[int]:
+        """Ids of the first tokens that are targets, -100 for the others."""
+        found = [-100] * length
+        for span in self.spans:
+            # nothing predicts the first token of all
+            for n in range(max(span.first, 1), min(span.closing, length)):
+                found[n] = self.ids[n]
+        return found
+
+    def text_mask(self, length: int) -> list[bool]:
+        """Which of the first tokens are targets that stand for text."""
+        found = [False] * length
+        for span in self.spans:
+            for n in range(max(span.first, 1), min(span.last, length)):
+                found[n] = True
+        return found
+
+    def target_bytes(self, length: int) -> int:
+        """Bytes of text that the targets among the first tokens stand for."""
+        size = 0
+        for span in self.spans:
+            read = [self._read(span, n - 1) for n in (max(span.first, 1), min(span.last, length))]
+            size += max(read[1] - read[0], 0)
+        return size
+
+    @staticmethod
+    def _read(span: Span, position: int) -> int:
+        """Bytes of a target that have been read at a position."""
+        if position < span.first:
+            return 0
+        if position >= span.last - 1:
+            return span.ranges.total
+        return int(span.ranges.ends[position - span.first + (span.first > 0)])
+
+
+def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | None) -> Tokens:
+    """Tokenize an example.
+
+    The whole is tokenized at once where tokens keep to the borders of targets, else piece by piece.
+
+    Args:
+        tokenizer: of one model.
+        rendered: what that model reads.
+        start: token put before; ``None`` for none.
+        end: token put after the last target and learnt; ``None`` for none.
+    """
+    borders = [len(rendered.text[:at].encode()) for span in rendered.spans for at in span]
+    whole = _encode(tokenizer, rendered.text)
+    cuts = _cut(whole, borders)
+    if cuts is None:
+        pieces = _pieces(tokenizer, rendered)
+        whole, cuts = _joined(pieces)
+    lead = [] if start is None or not rendered.framed else [start]
+    tail = [] if end is None or not rendered.framed else [end]
+    special = _special(tokenizer)
+    ids = [*lead, *whole.ids.tolist(), *tail]
+    data = rendered.text.encode()
+    spans = []
+    for n in range(len(rendered.spans)):
+        first, last = cuts[2 * n], cuts[2 * n + 1]
+        low, high = borders[2 * n], borders[2 * n + 1]
+        closing = last
+        if tail and n + 1 == len(rendered.spans) and last == len(whole):
+            closing = last + 1
+        elif not rendered.framed:
+            closing = _closing(whole, last, high, data, special)
+        offset = len(lead)
+        starts = np.clip(whole.starts[first:last] - low, 0, high - low)
+        ends = np.clip(whole.ends[first:last] - low, 0, high - low)
+        before, after = int(first + offset > 0), int(closing == last + 1)
+        ranges = TokenBytes(
+            ids=ids[first + offset - before : last + offset + after],
+            starts=[0] * before + starts.tolist() + [high - low] * after,
+            ends=[0] * before + ends.tolist() + [high - low] * after,
+            special=[True] * before + [False] * (last - first) + [True] * after,
+            total=high - low,
+            exact=whole.exact,
+        )
+        spans.append(Span(first + offset, last + offset, closing + offset, ranges))
+    return Tokens(ids, tuple(spans))
+
+
+def common_positions(student: Tokens, teacher: Tokens) -> NDArray[np.int64]:
+    """Positions ``(P, 2)`` at which both models have read the same bytes of the same target."""
+    found = [np.zeros((0, 2), np.int64)]
+    for one, other in zip(student.spans, teacher.spans, strict=True):
+        offset = [one.first - (one.first > 0), other.first - (other.first > 0)]
+        found.append(pairs(one.ranges, other.ranges) + np.array(offset))
+    return np.concatenate(found)
+
+
+def _encode(tokenizer: Any, text: str) -> TokenBytes:
+    # verbose=False: texts longer than the model's limit are expected here, and are cut afterwards
+    made = tokenizer(text, add_special_tokens=False, verbose=False)
+    encodings = getattr(made, "encodings", None)
+    if encodings:
+        return byte_ranges(tokenizer, text, encoding=encodings[0])
+    return byte_ranges(tokenizer, text, ids=made["input_ids"])
+
+
+def _cut(whole: TokenBytes, borders: list[int]) -> list[int] | None:
+    """Number of tokens before each border; ``None`` if one lies within a token."""
+    cuts = []
+    for n, border in enumerate(borders):
+        # Tokens without bytes of their own that follow a character are pieces of it.
+        cut = int(np.searchsorted(whole.ends, border, side="right"))
+        if n % 2 == 0:
+            # With nothing before it, a target has them all: a space that the tokenizer puts before a text.
+            cut = cut if border else 0
+        else:
+            while cut > 0 and whole.special[cut - 1] and whole.starts[cut - 1] == border:
+                cut -= 1
+        if cut < len(whole) and whole.starts[cut] < border:
+            return None
+        cuts.append(max(cut, cuts[-1]) if cuts else cut)
+    return cuts
+
+
+def _pieces(tokenizer: Any, rendered: Rendered) -> list[TokenBytes]:
+    """Tokens of what is between targets and of targets, each for itself."""
+    borders = [0, *(at for span in rendered.spans for at in span), len(rendered.text)]
+    return [_encode(tokenizer, rendered.text[low:high]) for low, high in pairwise(borders)]
+
+
+def _joined(pieces: list[TokenBytes]) -> tuple[TokenBytes, list[int]]:
+    offsets = np.cumsum([0, *(piece.total for piece in pieces)])
+    whole = TokenBytes(
+        ids=np.concatenate([piece.ids for piece in pieces]),
+        starts=np.concatenate([piece.starts + at for piece, at in zip(pieces, offsets[:-1], strict=True)]),
+        ends=np.concatenate([piece.ends + at for piece, at in zip(pieces, offsets[:-1], strict=True)]),
+        special=np.concatenate([piece.special for piece in pieces]),
+        total=int(offsets[-1]),
+        exact=all(piece.exact for piece in pieces),
+    )
+    return whole, np.cumsum([len(piece) for piece in pieces])[:-1].tolist()
+
+
+def _special(tokenizer: Any) -> set[int]:
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return {n for n, token in added.items() if getattr(token, "special", False)} | set(
+        tokenizer.all_special_ids
+    )
+
+
+def _closing(whole: TokenBytes, last: int, border: int, data: bytes, special: set[int]) -> int:
+    """Position after the special token that ends a turn, if nothing but white space comes before it."""
+    for n in range(last, len(whole)):
+        if int(whole.ids[n]) in special:
+            return n + 1
+        if data[border : int(whole.ends[n])].strip():
+            break
+    return last

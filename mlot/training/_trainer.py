@@ -1,0 +1,348 @@
+"""The mixin that gives a transformers ``Trainer`` the loss of MultiLevelOT, and the Trainer that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from mlot import LinearHead, Traces
+from mlot.nn import DistillationTerms, MultiLevelOTLoss
+from mlot.training import _validate
+from mlot.training._arguments import MultiLevelOTTrainingArguments
+from mlot.training._batch import Batch
+from mlot.training._bits import example_sums, metrics_of
+from mlot.training._collator import DistillationCollator
+from mlot.training._heads import HeadShape, head_shape, through_head
+from mlot.training._teacher import ModelTeacher, SavedModel, Teacher
+from mlot.training._terms import DIAGNOSTICS, RunningTerms
+
+
+class MultiLevelOTMixin:
+    r"""Gives a subclass of ``transformers.Trainer`` the loss of MultiLevelOT.
+
+    Write it first, before the Trainer that it changes, and let the settings be both kinds:
+
+    .. code-block:: python
+
+        @dataclass
+        class MyArguments(MultiLevelOTTrainingArguments, TheirArguments): ...
+
+        class MyTrainer(MultiLevelOTMixin, TheirTrainer): ...
+
+    It replaces ``compute_loss`` and ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``,
+    ``prediction_step`` and checkpoints; see `MultiLevelOTTrainer` for what they do.
+    """
+
+    # `compute_loss` divides by the tokens of the whole accumulated batch itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: MultiLevelOTTrainingArguments | None = None,
+        *rest: Any,
+        teacher: Any = None,
+        criterion: nn.Module | None = None,
+        callbacks: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _validate.arguments(args)
+        assert args is not None
+        _validate.student(model)
+        _validate.teacher(teacher, model, args, criterion)
+        _validate.unused(kwargs)
+        for name in ("train_dataset", "eval_dataset"):
+            _validate.not_empty(name, kwargs.get(name))
+        collator = rest[0] if rest else kwargs.get("data_collator")
+        if isinstance(collator, DistillationCollator):
+            collator.check_models(model, teacher, args)
+            if args.tokenize_ahead:
+                for name in ("train_dataset", "eval_dataset"):
+                    if kwargs.get(name) is not None:
+                        kwargs[name] = collator.prepare_all(name, kwargs[name])
+            _validate.saved_examples(teacher, collator, kwargs)
+        super().__init__(model, args, *rest, callbacks=[RunningTerms(), *(callbacks or [])], **kwargs)
+        # Before `loss_is_scaled_for_ga` existed, this is what kept the Trainer from dividing the loss again.
+        self.model_accepts_loss_kwargs = True
+        self.criterion = MultiLevelOTLoss(args.ot_config(), args.alpha) if criterion is None else criterion
+        self.teacher = teacher
+        self._predictions_of = _teacher(teacher, args, self.criterion)
+        self._head: HeadShape | None = None
+        if args.use_linear_head:
+            self._head = head_shape(self.model, "student")  # type: ignore[has-type]
+        self._resumed_at: int | None = None
+        self._evaluated: list[Tensor] = []
+
+    # -- the loss ----------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """Take the micro-batches of one step, and count the tokens that the student is asked for in them.
+
+        Other than transformers, which counts by what it knows of the model's own loss, this counts what the
+        loss here divides by, so that it depends on no model class or version.
+        """
+        self._begin_step()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if not batches:
+            return batches, None
+        count = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in batches]).sum().to(device)
+        if self._over_processes:
+            count = self.accelerator.gather(count).sum() / self.get_tp_size()
+        return batches, count.clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Compute the loss of a micro-batch.
+
+        Args:
+            model: the student, as the Trainer has wrapped it.
+            inputs: what the collator made; see `DistillationCollator`.
+            return_outputs: whether to return the model's outputs as well, which forms logits.
+            num_items_in_batch: what every term is divided by: the tokens that the student is asked for in
+                the whole accumulated batch, on all processes. ``None`` means those of this micro-batch.
+
+        Returns:
+            The loss, a scalar, and the outputs if asked for.
+        """
+        batch = Batch.of(inputs)
+        items = batch.targets.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        scale = 1
+        if num_items_in_batch is not None and self._over_processes:
+            # The count is that of all processes, and their gradients are averaged.
+            scale = self.accelerator.num_processes // self.get_tp_size()
+        predicted = self._predicted_by_teacher(batch)
+
+        def terms_of(student: Tensor | LinearHead) -> DistillationTerms:
+            return self._terms_of(student, predicted, batch, items)
+
+        outputs = None
+        if self._head is None or return_outputs:
+            outputs = model(**batch.student)
+            terms = terms_of(outputs.logits)
+            loss = terms.loss
+        else:
+            made: list[DistillationTerms] = []
+
+            def loss_of(head: LinearHead) -> dict[str, Tensor]:
+                made.append(terms_of(head))
+                return {"loss": made[0].loss}
+
+            loss = through_head(model, batch.student, self._head, loss_of)["loss"]
+            terms = made[0]
+        if model.training:
+            self._remember(terms, batch, scale)
+        loss = loss * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def _predicted_by_teacher(self, batch: Batch) -> tuple[Any, Tensor | None] | None:
+        if self._predictions_of is None or not getattr(self.criterion, "alpha", True):
+            return None
+        return self._predictions_of(batch, batch.labels.device)
+
+    def _terms_of(
+        self,
+        student: Tensor | LinearHead,
+        predicted: tuple[Tensor | LinearHead | Traces, Tensor | None] | None,
+        batch: Batch,
+        items: Tensor | int,
+    ) -> DistillationTerms:
+        if predicted is None:
+            nll = example_sums(student, batch)[:, 0].sum() / items
+            return DistillationTerms(nll, nll, torch.zeros_like(nll))
+        pairs = batch.pairs
+        if self.args.pairs == "index":
+            pairs = None
+        elif pairs is None:
+            raise ValueError("pairs: expected 'index' for batches without pairs, got 'boundary'")
+        given = (student, predicted[0], batch.labels, predicted[1], items)
+        if hasattr(self.criterion, "terms"):
+            terms: DistillationTerms = self.criterion.terms(*given, pairs=pairs)
+            return terms
+        loss = self.criterion(*given, pairs=pairs)
+        nll = example_sums(student, batch)[:, 0].sum().detach() / items
+        return DistillationTerms(loss, nll, loss.detach() - nll)
+
+    @property
+    def _over_processes(self) -> bool:
+        return bool(self.args.world_size > 1 and self.args.average_tokens_across_devices)
+
+    # -- logs --------------------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> RunningTerms:
+        return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, RunningTerms))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see ``transformers.Trainer.train``."""
+        self._resumed_at = None
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _begin_step(self) -> None:
+        running = self._running
+        if self._resumed_at is None:
+            self._resumed_at = step = self.state.global_step
+            kept = self.state.stateful_callbacks.get(RunningTerms.__name__)
+            if step and kept:
+                running.restore(kept)
+                self._tr_loss += running.loss
+                self._globalstep_last_logged = running.since
+            else:
+                running.begin(step)
+        running.begin_step()
+
+    def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
+        found = {"ce": terms.cross_entropy}
+        if terms.ot is not None:
+            found |= {"had": terms.ot.had, "sl": terms.ot.sl, "sd": terms.ot.sd}
+            if self.args.log_diagnostics_every:
+                self._running.keep(terms.ot, batch.targets)
+        elif terms.distillation is not terms.loss and self._predictions_of is not None:
+            found["distillation"] = terms.distillation
+        self._running.add(**{name: value.detach() * scale for name, value in found.items()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and add the terms of the loss, each a mean over steps and processes since the last time."""
+        running = self._running
+        steps = self.state.global_step - running.since
+        if "loss" in logs and steps > 0:
+            means = {name: value / steps for name, value in self._averaged(running.sums).items()}
+            running.logs += 1
+            every = self.args.log_diagnostics_every
+            if every and running.logs % every == 0:
+                means |= self._diagnostics()
+            logs = logs | means
+            running.begin(self.state.global_step)
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def _averaged(self, sums: dict[str, Any]) -> dict[str, float]:
+        """Means over processes; all of them must get here."""
+        if not sums:
+            return {}
+        values = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64).cpu().reshape(()) for value in sums.values()]
+        )
+        if self.args.world_size > 1:
+            table = self.accelerator.gather(values.to(self.args.device)[None])
+            values = table.mean(dim=0).cpu()
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _diagnostics(self) -> dict[str, float]:
+        table = self._running.diagnostics()
+        if self.args.world_size > 1:
+            table = self.accelerator.gather(table.to(self.args.device)[None]).sum(dim=0).cpu()
+        return {
+            name: total / count
+            for name, (total, count) in zip(DIAGNOSTICS, table.tolist(), strict=True)
+            if count
+        }
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        running = self._running
+        own, loss = dict(running.sums), running.loss
+        running.sums = dict(self._averaged(own))
+        running.loss = self._averaged({"loss": self._tr_loss})["loss"]
+        self.state.stateful_callbacks.setdefault(RunningTerms.__name__, running.state())
+        try:
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            running.sums, running.loss = own, loss
+
+    # -- evaluation --------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Predict held-out text with the student alone, and add up what `evaluation_loop` reports."""
+        batch = Batch.of(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = None
+            if self._head is None or not prediction_loss_only:
+                logits = model(**batch.student).logits
+                sums = example_sums(logits, batch)
+            else:
+                sums = through_head(model, batch.student, self._head, lambda head: example_sums(head, batch))
+        # Examples that only fill the last batch up are left out by this.
+        self._evaluated.append(self.accelerator.gather_for_metrics(sums))
+        loss = sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1)
+        return (loss, None, None) if prediction_loss_only else (loss, logits, batch.labels)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; ``loss`` and ``ce`` are means over all labels, ``bits_per_byte`` is over all bytes."""
+        self._evaluated = []
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)  # type: ignore[misc]
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update(metrics_of(self._evaluated, prefix))
+        self._evaluated = []
+        return output
+
+
+class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
+    r"""Distils a teacher into a student that may have another tokenizer: a ``transformers.Trainer``.
+
+    .. math:: \mathcal L = \mathrm{CE} + \alpha\,(\mathrm{HAD} + \beta\,\mathrm{SL} + \gamma\,\mathrm{SD})
+
+    (eq. 21). Every term is a sum over positions divided by one number: the tokens that the student is asked
+    to predict in the whole accumulated batch, on all processes. So a batch gives the same gradient however it
+    is cut into micro-batches and spread over processes. HAD and SL sum over pairs, of which there are no more
+    than tokens; ``paired_share`` in the logs says how many of each.
+
+    Its logs hold, beside the ``loss``, ``ce`` and the unweighted ``had``, ``sl`` and ``sd``, means over the
+    steps since the last log; and of the last step, means over its sequences: ``teacher_kept_mass``,
+    ``student_kept_mass``, ``matching_gap`` and ``marginal_error`` as `mlot.Diagnostics` has them, and
+    ``paired_share``. An evaluation asks the student alone and reports ``eval_loss`` and ``eval_ce``, the mean
+    cross-entropy of all labels, and ``eval_bits_per_byte``, which compares between tokenizers.
+
+    Sequences are not packed: an example is a sequence of its own.
+
+    Args:
+        model: the student, a causal language model.
+        args: settings.
+        rest: what ``transformers.Trainer`` takes third and later.
+        teacher: a causal language model, which is put in evaluation mode, moved as ``args`` say and else left
+            as it is; or a `mlot.saved.SavedTeacher`, and then no model of the teacher is needed. ``None``
+            with ``alpha=0``: cross-entropy alone.
+        criterion: a loss to use in place of `mlot.nn.MultiLevelOTLoss` with the settings in ``args``, called
+            as that one; its ``terms`` are logged where it has them.
+        callbacks: as ``transformers.Trainer`` takes them.
+        kwargs: what ``transformers.Trainer`` takes besides; ``data_collator`` is a `DistillationCollator`, or
+            makes batches as that does.
+
+    Raises:
+        TypeError, ValueError: something does not fit: a model without a causal head, an empty data set, a
+            saved teacher made otherwise or without some examples. The message says what. Nothing was trained.
+
+    Source: Cui et al., AAAI 2025.
+    """
+
+
+def _teacher(teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Module) -> Teacher | None:
+    if teacher is None:
+        return None
+    if not isinstance(teacher, nn.Module):
+        return SavedModel(teacher)
+    placed = len(set((getattr(teacher, "hf_device_map", None) or {}).values())) > 1
+    device = torch.device(args.device if args.teacher_device is None else args.teacher_device)
+    return ModelTeacher(
+        teacher,
+        device=None if placed else device,
+        dtype=None
+        if args.teacher_dtype is None
+        else getattr(torch, args.teacher_dtype.removeprefix("torch.")),
+        linear_head=args.use_teacher_linear_head,
+        config=criterion.config if type(criterion) is MultiLevelOTLoss else None,
+    )

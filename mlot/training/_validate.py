@@ -1,0 +1,85 @@
+"""What must hold before the first step; each message says what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from mlot.training._arguments import MultiLevelOTTrainingArguments
+from mlot.training._heads import language_model, output_embedding
+
+
+def arguments(args: Any) -> None:
+    """Require our settings."""
+    if not isinstance(args, MultiLevelOTTrainingArguments):
+        raise TypeError(f"args: expected MultiLevelOTTrainingArguments, got {type(args).__name__}")
+
+
+def student(model: Any) -> None:
+    """Require a student with a causal head."""
+    if model is not None:
+        causal("model", model)
+
+
+def teacher(value: Any, model: Any, args: MultiLevelOTTrainingArguments, criterion: Any) -> None:
+    """Require a teacher that is a model or saved, and fits the settings; none if nobody asks it."""
+    if value is None:
+        if args.alpha:
+            raise ValueError(f"teacher: expected a teacher, or alpha=0, got None with alpha={args.alpha}")
+        if criterion is not None:
+            raise ValueError("criterion: expected None without a teacher, got a loss")
+    elif isinstance(value, nn.Module):
+        if value is model:
+            raise ValueError("teacher: expected another model than the student, got the same")
+        causal("teacher", value)
+    elif hasattr(value, "batch"):
+        saved(value, args)
+    else:
+        raise TypeError(
+            f"teacher: expected a model, a mlot.saved.SavedTeacher or None, got {type(value).__name__}"
+        )
+
+
+def causal(name: str, model: Any) -> None:
+    """Require a causal head, as far as a model of transformers says."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name}: expected a causal language model, got {type(model).__name__}")
+    found = language_model(model)
+    if not isinstance(found, PreTrainedModel):
+        return
+    kind = type(found).__name__
+    other = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and kind not in (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    )
+    if output_embedding(found) is None or other or getattr(found.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name}: expected a model with a causal head, such as LlamaForCausalLM, got {kind}")
+
+
+def unused(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what the Trainer would not use."""
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func: expected None, since there is criterion, got a function")
+
+
+def not_empty(name: str, dataset: Any) -> None:
+    """Refuse data sets that have a length of 0."""
+    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+        for key, value in dataset.items():
+            not_empty(f"{name}[{key!r}]", value)
+    elif hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"{name}: expected at least one example, got none")
+
+
+def saved(value: Any, args: MultiLevelOTTrainingArguments) -> None:
+    """Require a saved teacher made with settings that serve ours."""
+
+
+def saved_examples(value: Any, collator: Any, kwargs: Mapping[str, Any]) -> None:
+    """Require that a saved teacher has every example of the training data."""
