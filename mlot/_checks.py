@@ -6,10 +6,11 @@ import math
 import numbers
 from typing import Any
 
+from mlot._composite import Composite
 from mlot._typing import Array
 from mlot.backends.base import Backend
 from mlot.backends.registry import available_backends, find_backend, get_backend
-from mlot.sources import LinearHead, Source, arrays_of
+from mlot.sources import Source, arrays_of
 from mlot.traces import Traces
 
 # -- plain values ----------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def resolve(arguments: dict[str, Any], backend: str | None) -> tuple[Backend, li
 def _convert(xp: Backend, name: str, value: Any) -> Any:
     if value is None:
         return None
-    if isinstance(value, LinearHead | Traces):
+    if isinstance(value, Composite):
         return value.map(lambda array: xp.convert(array, name))
     return xp.convert(value, name)
 
@@ -145,10 +146,8 @@ def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask
                     f"got one that differs from {name}.mask"
                 )
         return source.mask
-    if isinstance(source, LinearHead):
-        for field, array in (("hidden", source.hidden), ("weight", source.weight), ("bias", source.bias)):
-            if array is not None:
-                _floating(xp, f"{name}.{field}", array)
+    if isinstance(source, Composite):
+        source._check(xp, name)
     else:
         if len(source.shape) != 3:
             raise ValueError(f"{name}: expected logits (B, T, V), got shape {tuple(source.shape)}")
@@ -158,9 +157,24 @@ def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask
             f"{name}: expected a vocabulary of at least one column, got shape {tuple(source.shape)}"
         )
     if mask is None:
-        return xp.full_mask(source)
+        return source._mask(xp) if isinstance(source, Composite) else xp.full_mask(source)
     _mask(xp, mask_name, mask, source.shape[:2], name)
     return mask
+
+
+def student_source(name: str, source: Any) -> None:
+    """Require a source that can be a student."""
+    if isinstance(source, Composite) and source._no_student:
+        raise TypeError(
+            f"{name}: expected logits, a LinearHead or Traces, since {source._no_student}, "
+            f"got {_type_name(source)}"
+        )
+
+
+def whole_source(name: str, source: Any, why: str) -> None:
+    """Require a source of which every column can be read."""
+    if isinstance(source, Composite) and not source._whole:
+        raise TypeError(f"{name}: expected logits or a LinearHead, since {why}, got {type(source).__name__}")
 
 
 def same_batch(student: Source, teacher: Source) -> None:

@@ -184,10 +184,7 @@ def uld(
     """
     _check_reduction(reduction, num_items)
     for name, source in (("student", student), ("teacher", teacher)):
-        if isinstance(source, Traces):
-            raise TypeError(
-                f"{name}: expected logits or a LinearHead, since ULD needs every column, got Traces"
-            )
+        _checks.whole_source(name, source, "ULD needs every column")
     xp, (student, teacher, student_mask, teacher_mask, pairs) = _checks.resolve(
         {
             "student": student,

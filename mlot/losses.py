@@ -157,6 +157,7 @@ def multi_level_ot(
         raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(config).__name__}")
     _check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
+    _checks.student_source("student", student)
     xp, (student, teacher, student_mask, teacher_mask, pairs) = _checks.resolve(
         {
             "student": student,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlot import _checks
+from mlot._composite import Composite
 from mlot.backends import get_backend
 from mlot.backends.torch_ops import cross_entropy
 from mlot.config import MultiLevelOTConfig
@@ -210,12 +211,9 @@ def _masks(
 ) -> tuple[Tensor, Tensor | None]:
     """Check labels against what they belong to, and turn them into masks."""
     _checks.num_items(num_items)
-    if teacher_labels is None and not isinstance(teacher, Traces):
+    if teacher_labels is None and not (isinstance(teacher, Composite) and teacher._knows_mask):
         raise TypeError("teacher_labels: expected integers (B, T_t), got None without traces for a teacher")
-    if isinstance(student, Traces):
-        raise TypeError(
-            "student_logits: expected logits or a LinearHead, since cross-entropy needs them, got Traces"
-        )
+    _checks.whole_source("student_logits", student, "cross-entropy needs them")
     xp = get_backend("torch")
     masks: list[Tensor | None] = []
     for name, source, labels in (("student", student, student_labels), ("teacher", teacher, teacher_labels)):

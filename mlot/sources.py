@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
+from mlot._composite import Composite, arrays_of
 from mlot._typing import Array
 from mlot.traces import Traces
 
+if TYPE_CHECKING:
+    from mlot.backends.base import Backend
+
+__all__ = ["LinearHead", "Predictions", "Source", "arrays_of"]
+
 
 @dataclass(frozen=True, eq=False)
-class LinearHead:
+class LinearHead(Composite):
     r"""Logits as the product of hidden states and an output head, never materialised.
 
     .. math:: z = c \tanh\!\big(a\,(h W^\top + b) / c\big)
@@ -83,16 +89,14 @@ class LinearHead:
         bias = None if self.bias is None else function(self.bias)
         return LinearHead(function(self.hidden), function(self.weight), bias, self.softcap, self.scale)
 
+    def _check(self, xp: Backend, name: str) -> None:
+        for field, array in (("hidden", self.hidden), ("weight", self.weight), ("bias", self.bias)):
+            if array is not None and xp.kind(array) != "float":
+                raise TypeError(f"{name}.{field}: expected floating-point numbers, got {array.dtype}")
+
 
 #: Predictions over the whole vocabulary: dense logits ``(B, T, V)`` or a `LinearHead`.
 Predictions: TypeAlias = Array | LinearHead
 
-#: Dense logits ``(B, T, V)``, a `LinearHead`, or `Traces` selected earlier.
-Source: TypeAlias = Array | LinearHead | Traces
-
-
-def arrays_of(value: Any) -> list[Array]:
-    """Arrays that a source (or a plain array) holds."""
-    if isinstance(value, LinearHead | Traces):
-        return [v for v in (getattr(value, f.name) for f in fields(value)) if hasattr(v, "shape")]
-    return [value]
+#: Dense logits ``(B, T, V)``, a `LinearHead`, `Traces` selected earlier, or another `Composite`.
+Source: TypeAlias = Array | LinearHead | Traces | Composite

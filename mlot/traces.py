@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlot._composite import Composite
 from mlot._typing import Array
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Traces:
+class Traces(Composite):
     r"""The :math:`k` heaviest columns of each sequence's predictions, and what other temperatures need.
 
     With :math:`\tau_0` = ``temperature``, a column's log-probability at any temperature :math:`\tau` that was
@@ -50,6 +51,9 @@ class Traces:
     extra_temperatures: tuple[float, ...] = ()
     standardize: bool = False
 
+    _whole: ClassVar[bool] = False
+    _knows_mask: ClassVar[bool] = True
+
     @property
     def k(self) -> int:
         """Number of columns kept."""
@@ -71,6 +75,9 @@ class Traces:
     def at(self, temperature: float | None = None) -> Array:
         """Log-probabilities ``(B, T, k)`` of the kept columns at a temperature.
 
+        At another temperature than ``temperature`` they have the wider of the types of ``log_probs`` and
+        ``log_normalizers``.
+
         Args:
             temperature: one of those the traces were selected for; ``None`` means ``temperature``.
 
@@ -81,7 +88,10 @@ class Traces:
             return self.log_probs
         ratio = self.temperature / temperature
         n = self._position_of(temperature)
-        return ratio * self.log_probs - self.log_normalizers[:, :, n : n + 1]
+        log_probs, normalizers = self.log_probs, self.log_normalizers[:, :, n : n + 1]
+        if log_probs.dtype.itemsize < normalizers.dtype.itemsize:
+            log_probs = _cast(log_probs, normalizers.dtype)  # stored narrower: the product must not round again
+        return ratio * log_probs - normalizers
 
     def require(self, temperature: float, name: str = "temperature") -> None:
         """Raise `ValueError` unless the traces serve that temperature."""
@@ -107,6 +117,27 @@ class Traces:
             log_normalizers=function(self.log_normalizers),
             column_mass=function(self.column_mass),
             mask=function(self.mask),
+        )
+
+    def _select(
+        self,
+        xp: Any,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+        name: str,
+    ) -> Traces:
+        check_traces(self, k, temperature, extra_temperatures, standardize, name)
+        if self.k == k:
+            return self
+        return replace(
+            self,
+            columns=self.columns[:, :k],
+            log_probs=self.log_probs[:, :, :k],
+            column_mass=self.column_mass[:, :k],
         )
 
     def save(self, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
@@ -142,6 +173,10 @@ class Traces:
         from mlot._storage import load_traces
 
         return load_traces(path, backend, device)
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    return array.to(dtype) if hasattr(array, "to") else array.astype(dtype)
 
 
 def select(
@@ -212,26 +247,21 @@ def _select(
     """Select from checked arguments."""
     vocabulary = int(source.shape[2])
     k = vocabulary if k is None else min(k, vocabulary)
-    if not isinstance(source, Traces):
-        extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
-        traces: Traces = xp.select(
-            source,
+    if isinstance(source, Composite):
+        return source._select(
+            xp,
             mask,
             k=k,
             temperature=temperature,
-            extra_temperatures=extra,
+            extra_temperatures=extra_temperatures,
             standardize=standardize,
+            name=name,
         )
-        return traces
-    check_traces(source, k, temperature, extra_temperatures, standardize, name)
-    if source.k == k:
-        return source
-    return replace(
-        source,
-        columns=source.columns[:, :k],
-        log_probs=source.log_probs[:, :, :k],
-        column_mass=source.column_mass[:, :k],
+    extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
+    traces: Traces = xp.select(
+        source, mask, k=k, temperature=temperature, extra_temperatures=extra, standardize=standardize
     )
+    return traces
 
 
 def check_traces(

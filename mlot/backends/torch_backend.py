@@ -22,7 +22,7 @@ from mlot.backends.torch_costs import PairwiseL1, log_cost
 from mlot.backends.torch_rows import Kind, compute_dtype
 from mlot.backends.torch_transport import SAFE_EXPONENT, Sinkhorn, exact_plan
 from mlot.backends.torch_uld import Uld
-from mlot.sources import LinearHead, Predictions
+from mlot.sources import Predictions, arrays_of
 from mlot.traces import Traces
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,12 +33,7 @@ def _full_precision(method: F) -> F:
 
     @wraps(method)
     def wrapped(self: TorchBackend, first: Any, *args: Any, **kwargs: Any) -> Any:
-        tensor = next(
-            t
-            for t in (getattr(first, "log_probs", None), getattr(first, "hidden", None), first)
-            if t is not None
-        )
-        with torch.autocast(device_type=tensor.device.type, enabled=False):
+        with torch.autocast(device_type=arrays_of(first)[0].device.type, enabled=False):
             return method(self, first, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -80,8 +75,7 @@ class TorchBackend(Backend):
     # -- masks and pairs ---------------------------------------------------------------------------------
 
     def full_mask(self, source: Predictions) -> Tensor:
-        like = source.hidden if isinstance(source, LinearHead) else source
-        return torch.ones(source.shape[:2], dtype=torch.bool, device=like.device)
+        return torch.ones(source.shape[:2], dtype=torch.bool, device=arrays_of(source)[0].device)
 
     def mask_from_labels(self, labels: Tensor, ignore_index: int) -> Tensor:
         mask = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)

@@ -1,0 +1,76 @@
+"""Sources that are made of several arrays: what the library asks of one, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mlot._typing import Array
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from mlot.backends.base import Backend
+    from mlot.traces import Traces
+
+
+class Composite:
+    """A source that is a record of arrays; a further kind of source subclasses this.
+
+    The class is a frozen dataclass whose array fields have a ``shape``; ``None`` stands for a field left out.
+    """
+
+    #: Whether every column of the vocabulary can be read, as ULD and cross-entropy need.
+    _whole: ClassVar[bool] = True
+    #: Why this cannot be a student; empty if it can.
+    _no_student: ClassVar[str] = ""
+    #: Whether it knows by itself which positions count, so that labels are not needed for a mask.
+    _knows_mask: ClassVar[bool] = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape ``(B, T, V)`` of the predictions."""
+        raise NotImplementedError
+
+    def map(self, function: Callable[[Array], Array]) -> Self:
+        """Return the same with ``function`` applied to every array."""
+        raise NotImplementedError
+
+    def _arrays(self) -> list[Array]:
+        """Arrays that it holds."""
+        return [v for v in (getattr(self, f.name) for f in fields(self)) if hasattr(v, "shape")]  # type: ignore[arg-type]
+
+    def _check(self, xp: Backend, name: str) -> None:
+        """Raise unless the arrays are of the kinds needed; messages start with ``name``."""
+
+    def _mask(self, xp: Backend) -> Array:
+        """Mask ``(B, T)`` where none is given."""
+        return xp.full_mask(self)
+
+    def _select(
+        self,
+        xp: Backend,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+        name: str,
+    ) -> Traces:
+        """Traces of the ``k`` heaviest columns; arguments arrive checked."""
+        traces: Traces = xp.select(
+            self,
+            mask,
+            k=k,
+            temperature=temperature,
+            extra_temperatures=tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature),
+            standardize=standardize,
+        )
+        return traces
+
+
+def arrays_of(value: Any) -> list[Array]:
+    """Arrays that a source (or a plain array) holds."""
+    return value._arrays() if isinstance(value, Composite) else [value]
