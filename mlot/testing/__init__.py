@@ -1,6 +1,6 @@
 """The conformance suite: what a backend, ours or a plug-in's, must compute.
 
-A package that brings a backend runs it in its own tests:
+A package that brings a backend runs it in its own tests::
 
     import mlot.testing
 

@@ -46,7 +46,7 @@ class Record:
         return "skipped" if self.skipped else "pass" if self.passed else "FAIL"
 
     def row(self) -> tuple[str, ...]:
-        """Cells under `COLUMNS`."""
+        """Cells of the table's row."""
         numbers = ("-", "-") if self.skipped else (f"{self.worst_error:.1e}", f"{self.tolerance:.0e}")
         return (self.quantity, self.backend, str(self.cases), *numbers, self.verdict)
 
