@@ -23,6 +23,8 @@ class Composite:
 
     #: Whether every column of the vocabulary can be read, as ULD and cross-entropy need.
     _whole: ClassVar[bool] = True
+    #: Whether it computes its cross-entropy by itself, in `_cross_entropy`, whatever can be read of it.
+    _scores: ClassVar[bool] = False
     #: Why this cannot be a student; empty if it can.
     _no_student: ClassVar[str] = ""
     #: Whether it knows by itself which positions count, so that labels are not needed for a mask.
@@ -47,6 +49,10 @@ class Composite:
     def _mask(self, xp: Backend) -> Array:
         """Mask ``(B, T)`` where none is given."""
         return xp.full_mask(self)
+
+    def _cross_entropy(self, targets: Array, mask: Array) -> Array:
+        """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
+        raise NotImplementedError
 
     def _select(
         self,

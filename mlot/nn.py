@@ -213,7 +213,8 @@ def _masks(
     _checks.num_items(num_items)
     if teacher_labels is None and not (isinstance(teacher, Composite) and teacher._knows_mask):
         raise TypeError("teacher_labels: expected integers (B, T_t), got None without traces for a teacher")
-    _checks.whole_source("student_logits", student, "cross-entropy needs them")
+    if not (isinstance(student, Composite) and student._scores):
+        _checks.whole_source("student_logits", student, "cross-entropy needs them")
     xp = get_backend("torch")
     masks: list[Tensor | None] = []
     for name, source, labels in (("student", student, student_labels), ("teacher", teacher, teacher_labels)):

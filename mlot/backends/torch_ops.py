@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlot._composite import Composite
 from mlot.backends import torch_cross_entropy, torch_select
 from mlot.backends.torch_rows import Kind, RowSource, compute_dtype
 from mlot.backends.torch_select import Scan, Settings
@@ -42,6 +43,9 @@ def take(kind: Kind, columns: Tensor, mask: Tensor, found: Scan, settings: Setti
 
 def cross_entropy(source: Tensor | LinearHead, targets: Tensor, mask: Tensor) -> Tensor:
     """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
+    if isinstance(source, Composite) and source._scores:
+        own: Tensor = source._cross_entropy(targets, mask)
+        return own
     kind = Kind(source)
     with torch.autocast(device_type=mask.device.type, enabled=False):
         targets = targets.masked_fill(~mask, 0)
