@@ -12,7 +12,7 @@ import mlot  # noqa: E402
 
 project = "mlot"
 author = "The mlot developers"
-copyright = f"2026, {author}"
+copyright = f"2026, {author}"  # noqa: A001
 version = release = mlot.__version__
 
 extensions = [
@@ -28,9 +28,10 @@ extensions = [
     "sphinxcontrib.bibtex",
     "benchmark_results",
     "drawn_figures",
+    "interface",
     "local_inventories",
     "local_mathjax",
-    "public_names",
+
 ]
 
 nitpicky = True
@@ -88,13 +89,9 @@ mathjax3_config = {
 
 # Interface
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {
-    name: f"mlot.typing.{name}"
-    for name in ("Array", "CostKind", "HardMatching", "Matching", "Predictions", "Reduction", "Source")
-}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
@@ -102,6 +99,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_use_param = True
+napoleon_attr_annotations = False
 
 # Bibliography
 bibtex_bibfiles = ["references.bib"]

@@ -29,17 +29,9 @@ STYLE = {
     "axes.titlesize": 11,
     "image.cmap": "viridis",
     "legend.frameon": False,
-    **{
-        key: INK
-        for key in (
-            "text.color",
-            "axes.labelcolor",
-            "axes.edgecolor",
-            "xtick.color",
-            "ytick.color",
-            "axes.titlecolor",
-        )
-    },
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+    ),
 }
 
 

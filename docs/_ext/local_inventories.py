@@ -1,7 +1,7 @@
 """Cross-references to other projects without a network.
 
 Each file of `_inventories/` lists the objects of one project that these pages refer to, one a line: name,
-type, and where the project's pages describe it. From these lists, inventories in the format of intersphinx
+type, where the project's pages describe it, and any shorter names that signatures have for it. From these lists, inventories in the format of intersphinx
 are written at build time. An object that is listed and never referred to is a warning, so the lists stay
 what the pages need.
 """
@@ -29,6 +29,7 @@ class Listed:
     name: str
     kind: str
     address: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def read(path: Path) -> Project:
     objects = []
     for line in lines[1:]:
         fields = line.split()
-        if len(fields) != 3:
+        if len(fields) < 3:
             raise ValueError(f"{path.name}: expected a name, a type and an address, got {line!r}")
-        objects.append(Listed(*fields))
-    names = [listed.name for listed in objects]
+        objects.append(Listed(fields[0], fields[1], fields[2], tuple(fields[3:])))
+    names = [name for listed in objects for name in (listed.name, *listed.others)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{path.name}: more than once: {', '.join(twice)}")
@@ -67,7 +68,8 @@ def encode(project: Project) -> bytes:
     """Inventory of a project, version 2 of the format."""
     head = f"# Sphinx inventory version 2\n# Project: {project.name}\n# Version: \n"
     head += "# The remainder of this file is compressed using zlib.\n"
-    body = "".join(f"{o.name} py:{o.kind} 1 {o.address} -\n" for o in project.objects)
+    lines = [f"{name} py:{o.kind} 1 {o.address} -" for o in project.objects for name in (o.name, *o.others)]
+    body = "".join(f"{line}\n" for line in sorted(lines))
     return head.encode() + zlib.compress(body.encode(), 9)
 
 
