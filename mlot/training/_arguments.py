@@ -110,7 +110,7 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
     pairs: Pairs = field(
         default="boundary",
         metadata={
-            "help": "Positions that HAD and SL compare: where both have read the same bytes, or i-th with i-th."
+            "help": "Positions that HAD and SL compare: where both read the same bytes, or i-th with i-th."
         },
     )
     use_linear_head: bool = field(
@@ -138,13 +138,13 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Whether data sets with a length are tokenised before the first step."},
     )
-    remove_unused_columns: bool | None = field(
+    remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False, or the teacher's columns never arrive."}
     )
 
     def __post_init__(self) -> None:
         self._check_distillation()
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     def ot_config(self) -> MultiLevelOTConfig:
         """Settings of the transport alone, as `mlot.multi_level_ot` takes them."""

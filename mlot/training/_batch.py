@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -62,7 +62,7 @@ class Batch:
         return Batch(
             student=rest,
             teacher={name.removeprefix(TEACHER): value for name, value in teacher.items()},
-            **cast("dict[str, Any]", ours),
+            **ours,
         )
 
     @property

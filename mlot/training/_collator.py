@@ -15,7 +15,7 @@ from mlot.align import batch_pairs
 from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
 from mlot.training._batch import KEYS
 from mlot.training._examples import Pair, PreparedDataset, Truncation
-from mlot.training._heads import language_model
+from mlot.training._heads import language_model, text_config
 from mlot.training._render import render
 from mlot.training._teacher import characters_of
 from mlot.training._tokens import tokenize
@@ -110,6 +110,11 @@ class DistillationCollator:
         self.template_settings = dict(template_settings or {})
         self.truncation = Truncation()
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer, which the Trainer saves with its checkpoints."""
+        return self.tokenizers[0]
+
     # -- one example -------------------------------------------------------------------------------------
 
     def prepare(self, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,9 @@ class DistillationCollator:
         Raises:
             TypeError, ValueError: the example has none of the forms of `DistillationCollator`.
         """
-        return self._prepare(example)[0]
+        columns, truncation = self._prepare(example)
+        self.truncation += truncation
+        return columns
 
     def _prepare(self, example: Mapping[str, Any]) -> tuple[dict[str, Any], Truncation]:
         sides = [
@@ -135,9 +142,7 @@ class DistillationCollator:
         columns = pair.as_dict(with_pairs=self.pairs == "boundary")
         if self.keys:
             columns["teacher_key"] = _key(columns["teacher_input_ids"], columns["teacher_labels"])
-        truncation = pair.truncation()
-        self.truncation += truncation
-        return columns, truncation
+        return columns, pair.truncation()
 
     def _frame(self, tokenizer: Any) -> tuple[int | None, int | None]:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -148,7 +153,7 @@ class DistillationCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples, tokenised or not."""
-        rows = [row if "input_ids" in row else self.prepare(row) for row in examples]
+        rows = [self._row(row) for row in examples]
         batch, offset = self._side(rows, "", self._pad[0])
         batch["labels"] = self._padded([row["labels"] for row in rows], -100)
         batch["text_mask"] = self._padded([row["text_mask"] for row in rows], 0).bool()
@@ -167,10 +172,23 @@ class DistillationCollator:
             batch["pairs"] = torch.from_numpy(found)
         return batch
 
+    def _row(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "input_ids" not in example:
+            return self.prepare(example)
+        wanted = (*_COLUMNS, *(("pairs",) if self.pairs == "boundary" else ()))
+        wanted += ("teacher_key",) if self.keys else _TEACHER_COLUMNS
+        lacking = [name for name in wanted if name not in example]
+        if lacking:
+            raise ValueError(
+                "example: expected what DistillationCollator.prepare makes of it with these settings, "
+                f"got input_ids without {', '.join(lacking)}"
+            )
+        return example
+
     def _side(
         self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int
     ) -> tuple[dict[str, Tensor], Any]:
-        ids = [list(row[prefix + "input_ids"]) for row in rows]
+        ids = [row[prefix + "input_ids"] for row in rows]
         mask = self._padded([[1] * len(row) for row in ids], 0)
         side = {prefix + "input_ids": self._padded(ids, pad), prefix + "attention_mask": mask}
         if self.padding_side == "right":
@@ -185,24 +203,27 @@ class DistillationCollator:
         table = torch.full((len(rows), longest), value)
         for n, row in enumerate(rows):
             where = slice(0, len(row)) if self.padding_side == "right" else slice(longest - len(row), longest)
-            table[n, where] = torch.tensor(list(row), dtype=torch.long)
+            table[n, where] = torch.as_tensor(row, dtype=torch.long)
         return table
 
     # -- a data set --------------------------------------------------------------------------------------
 
-    def prepare_all(self, name: str, dataset: Any) -> Any:
+    def prepare_all(self, name: str, dataset: Any, *, tell: bool = True) -> Any:
         """Tokenise a data set, drop examples of which nothing is left to learn, and tell what was cut.
 
         Args:
             name: of the data set, for messages.
             dataset: one with a length, or a mapping of such; others, and those tokenised already, are given
                 back as they are.
+            tell: whether to log what was cut, if something was; an error tells in any case.
 
         Raises:
             ValueError: nothing is left to learn.
         """
-        if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
-            return {key: self.prepare_all(f"{name}[{key!r}]", value) for key, value in dataset.items()}
+        if isinstance(dataset, Mapping):
+            return {
+                key: self.prepare_all(f"{name}[{key!r}]", value, tell=tell) for key, value in dataset.items()
+            }
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
             return dataset
         if "input_ids" in dataset[0]:
@@ -213,7 +234,8 @@ class DistillationCollator:
             total += truncation
             if not truncation.empty:
                 made.append(columns)
-        if total.cut or total.empty:
+        self.truncation += total
+        if tell and (total.cut or total.empty):
             _logger.warning("%s: %s", name, total)
         if not made:
             raise ValueError(f"{name}: expected examples with something to learn, found none: {total}")
@@ -229,8 +251,17 @@ class DistillationCollator:
             Token ids, and which positions' predictions count.
         """
         for n in range(len(dataset)):
-            row = dataset[n] if "input_ids" in dataset[n] else self.prepare(dataset[n])
+            row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
             yield list(row["teacher_input_ids"]), _counted(row["teacher_labels"])
+
+    def teacher_keys(self, dataset: Any) -> list[str]:
+        """Keys of the examples of a data set, tokenised or not, as `mlot.saved.example_key` makes them."""
+        keys = []
+        for n in range(len(dataset)):
+            row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
+            key = row.get("teacher_key")
+            keys.append(key or _key(row["teacher_input_ids"], row["teacher_labels"]))
+        return keys
 
     def check_models(self, model: Any, teacher: Any, args: MultiLevelOTTrainingArguments) -> None:
         """Check that models fit; take what they read for a limit where none was given.
@@ -258,9 +289,7 @@ class DistillationCollator:
             raise ValueError(
                 f"{name}_tokenizer: expected at most {rows} tokens, as the {name}, got {len(tokenizer)}"
             )
-        config = getattr(model, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        reads = getattr(text, "max_position_embeddings", None)
+        reads = getattr(text_config(model), "max_position_embeddings", None)
         limit = getattr(self, f"{prefix}max_length")
         if not isinstance(reads, int) or reads <= 0:
             return
@@ -273,6 +302,8 @@ class DistillationCollator:
 
 
 _SIDES = ("student", "teacher")
+_COLUMNS = ("labels", "text_mask", "target_bytes")
+_TEACHER_COLUMNS = ("teacher_input_ids", "teacher_labels")
 
 
 def _pad_token(name: str, tokenizer: Any) -> int:
@@ -304,4 +335,5 @@ def _counted(labels: Sequence[int]) -> list[bool]:
 def _key(ids: Sequence[int], labels: Sequence[int]) -> str:
     from mlot.saved import example_key
 
-    return example_key(list(ids), _counted(labels))
+    key: str = example_key(list(ids), _counted(labels))
+    return key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +69,16 @@ class Pair:
         """Cut an example to the last place that both models have read within their limits."""
         positions = common_positions(student, teacher)
         lengths = len(student.ids), len(teacher.ids)
-        limits = tuple(
-            length if limit is None else limit
-            for length, limit in zip(lengths, (limit, teacher_limit), strict=True)
+        limits = (
+            lengths[0] if limit is None else limit,
+            lengths[1] if teacher_limit is None else teacher_limit,
         )
         if lengths[0] <= limits[0] and lengths[1] <= limits[1]:
-            return Pair(student, teacher, *lengths, positions)
+            return Pair(student, teacher, lengths[0], lengths[1], positions)
         fits = positions[(positions < np.array(limits)).all(axis=1)]
-        kept = (fits[-1] + 1).tolist() if len(fits) else [0, 0]
+        kept, teacher_kept = (fits[-1] + 1).tolist() if len(fits) else (0, 0)
         # The last position that is left predicts nothing.
-        return Pair(student, teacher, *kept, fits[:-1])
+        return Pair(student, teacher, kept, teacher_kept, fits[:-1])
 
     def as_dict(self, *, with_pairs: bool) -> dict[str, Any]:
         """The columns of a prepared example."""
@@ -108,12 +108,21 @@ class Pair:
 class PreparedDataset(Dataset[dict[str, Any]]):
     """Tokenised examples, as `DistillationCollator.prepare` makes them, held in memory.
 
+    For more than fits there, map `DistillationCollator.prepare` over a ``datasets.Dataset``.
+
     Args:
         examples: the examples.
     """
 
     def __init__(self, examples: Iterable[Mapping[str, Any]]) -> None:
-        self._examples: Sequence[dict[str, Any]] = [dict(example) for example in examples]
+        # Arrays of 32 bits take an eighth of what lists of integers take.
+        self._examples: list[dict[str, Any]] = [
+            {
+                name: np.array(value, np.int32) if isinstance(value, list) else value
+                for name, value in example.items()
+            }
+            for example in examples
+        ]
 
     def __len__(self) -> int:
         return len(self._examples)

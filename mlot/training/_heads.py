@@ -42,6 +42,12 @@ def output_embedding(model: nn.Module) -> nn.Module | None:
     return cast("nn.Module | None", getter()) if callable(getter) else None
 
 
+def text_config(model: nn.Module) -> Any:
+    """Configuration of a model, or of its part that reads text; ``None`` where there is none."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 @dataclass(frozen=True)
 class HeadShape:
     """What a model does to the product of hidden states and output embedding, as `mlot.LinearHead` has it.
@@ -85,6 +91,8 @@ def head_shape(model: nn.Module, name: str) -> HeadShape:
         # Weights that are not here yet, as on the ranks that receive them later: the configuration must do.
         return shapes[0]
     hidden, logits = _probe(found, embedding)
+    if not logits.isfinite().all():
+        return shapes[0]
     for shape in shapes:
         if _agrees(shape, hidden, embedding, logits):
             return shape
@@ -163,8 +171,7 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 def _declared(model: nn.Module) -> list[HeadShape]:
     """What the configuration may mean, the most likely first."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     softcap = getattr(text, "final_logit_softcapping", None)
     scales = [
         1 / factor if divides else float(factor)
@@ -182,7 +189,7 @@ def _probe(model: nn.Module, embedding: nn.Module) -> tuple[Tensor, Tensor]:
     hook = embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     training = model.training
     model.eval()
-    inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    inputs = model.get_input_embeddings().weight  # type: ignore[operator]
     ids = torch.arange(4, device=inputs.device)[None] % inputs.shape[0]
     try:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

@@ -114,7 +114,8 @@ def characters_of(keys: list[str]) -> Tensor:
 
 def _input_device(model: nn.Module) -> torch.device:
     """Where a model, in one place or in several, takes its token ids."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    getter: Any = getattr(model, "get_input_embeddings", None)
+    embedding = None if getter is None else getter()
     weight = getattr(embedding, "weight", None)
     if isinstance(weight, Tensor) and weight.device.type != "meta":
         return weight.device

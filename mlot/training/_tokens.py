@@ -114,10 +114,10 @@ def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | N
         ends = np.clip(whole.ends[first:last] - low, 0, high - low)
         before, after = int(first + offset > 0), int(closing == last + 1)
         ranges = TokenBytes(
-            ids=ids[first + offset - before : last + offset + after],
-            starts=[0] * before + starts.tolist() + [high - low] * after,
-            ends=[0] * before + ends.tolist() + [high - low] * after,
-            special=[True] * before + [False] * (last - first) + [True] * after,
+            ids=np.array(ids[first + offset - before : last + offset + after], np.int64),
+            starts=np.concatenate([[0] * before, starts, [high - low] * after]).astype(np.int64),
+            ends=np.concatenate([[0] * before, ends, [high - low] * after]).astype(np.int64),
+            special=np.array([True] * before + [False] * (last - first) + [True] * after),
             total=high - low,
             exact=whole.exact,
         )
@@ -145,7 +145,7 @@ def _encode(tokenizer: Any, text: str) -> TokenBytes:
 
 def _cut(whole: TokenBytes, borders: list[int]) -> list[int] | None:
     """Number of tokens before each border; ``None`` if one lies within a token."""
-    cuts = []
+    cuts: list[int] = []
     for n, border in enumerate(borders):
         # Tokens without bytes of their own that follow a character are pieces of it.
         cut = int(np.searchsorted(whole.ends, border, side="right"))

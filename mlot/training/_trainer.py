@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,13 @@ from mlot.training._heads import HeadShape, head_shape, through_head
 from mlot.training._teacher import ModelTeacher, SavedModel, Teacher
 from mlot.training._terms import DIAGNOSTICS, RunningTerms
 
+if TYPE_CHECKING:  # the mixin is used with Trainers alone, whose attributes type checkers are to know
+    _Base = Trainer
+else:
+    _Base = object
 
-class MultiLevelOTMixin:
+
+class MultiLevelOTMixin(_Base):
     r"""Gives a subclass of ``transformers.Trainer`` the loss of MultiLevelOT.
 
     Write it first, before the Trainer that it changes, and let the settings be both kinds:
@@ -37,6 +42,9 @@ class MultiLevelOTMixin:
     ``prediction_step`` and checkpoints; see `MultiLevelOTTrainer` for what they do.
     """
 
+    args: MultiLevelOTTrainingArguments
+    criterion: Any
+
     # `compute_loss` divides by the tokens of the whole accumulated batch itself.
     loss_is_scaled_for_ga = True
 
@@ -44,28 +52,38 @@ class MultiLevelOTMixin:
         self,
         model: PreTrainedModel | nn.Module | None = None,
         args: MultiLevelOTTrainingArguments | None = None,
-        *rest: Any,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
         teacher: Any = None,
         criterion: nn.Module | None = None,
         callbacks: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        _validate.arguments(args)
-        assert args is not None
+        args = _validate.arguments(args)
         _validate.student(model)
         _validate.teacher(teacher, model, args, criterion)
         _validate.unused(kwargs)
-        for name in ("train_dataset", "eval_dataset"):
-            _validate.not_empty(name, kwargs.get(name))
-        collator = rest[0] if rest else kwargs.get("data_collator")
-        if isinstance(collator, DistillationCollator):
-            collator.check_models(model, teacher, args)
+        _validate.not_empty("train_dataset", train_dataset)
+        _validate.not_empty("eval_dataset", eval_dataset)
+        if isinstance(data_collator, DistillationCollator):
+            data_collator.check_models(model, teacher, args)
             if args.tokenize_ahead:
-                for name in ("train_dataset", "eval_dataset"):
-                    if kwargs.get(name) is not None:
-                        kwargs[name] = collator.prepare_all(name, kwargs[name])
-            _validate.saved_examples(teacher, collator, kwargs)
-        super().__init__(model, args, *rest, callbacks=[RunningTerms(), *(callbacks or [])], **kwargs)
+                tell = args.should_log
+                train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)
+                eval_dataset = data_collator.prepare_all("eval_dataset", eval_dataset, tell=tell)
+            if hasattr(teacher, "manifest"):
+                _validate.saved_examples(teacher, data_collator, train_dataset)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            callbacks=[RunningTerms(), *(callbacks or [])],
+            **kwargs,
+        )
         # Before `loss_is_scaled_for_ga` existed, this is what kept the Trainer from dividing the loss again.
         self.model_accepts_loss_kwargs = True
         self.criterion = MultiLevelOTLoss(args.ot_config(), args.alpha) if criterion is None else criterion
@@ -73,7 +91,7 @@ class MultiLevelOTMixin:
         self._predictions_of = _teacher(teacher, args, self.criterion)
         self._head: HeadShape | None = None
         if args.use_linear_head:
-            self._head = head_shape(self.model, "student")  # type: ignore[has-type]
+            self._head = head_shape(cast(nn.Module, self.model), "student")
         self._resumed_at: int | None = None
         self._evaluated: list[Tensor] = []
 
@@ -88,7 +106,7 @@ class MultiLevelOTMixin:
         loss here divides by, so that it depends on no model class or version.
         """
         self._begin_step()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
         count = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in batches]).sum().to(device)
@@ -186,19 +204,20 @@ class MultiLevelOTMixin:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see ``transformers.Trainer.train``."""
         self._resumed_at = None
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        return super().train(*args, **kwargs)
 
     def _begin_step(self) -> None:
         running = self._running
         if self._resumed_at is None:
             self._resumed_at = step = self.state.global_step
-            kept = self.state.stateful_callbacks.get(RunningTerms.__name__)
+            kept = cast("dict[str, Any]", self.state.stateful_callbacks).get(RunningTerms.__name__)
             if step and kept:
                 running.restore(kept)
                 self._tr_loss += running.loss
                 self._globalstep_last_logged = running.since
             else:
                 running.begin(step)
+                running.logs = 0
         running.begin_step()
 
     def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
@@ -223,7 +242,7 @@ class MultiLevelOTMixin:
                 means |= self._diagnostics()
             logs = logs | means
             running.begin(self.state.global_step)
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     def _averaged(self, sums: dict[str, Any]) -> dict[str, float]:
         """Means over processes; all of them must get here."""
@@ -252,9 +271,10 @@ class MultiLevelOTMixin:
         own, loss = dict(running.sums), running.loss
         running.sums = dict(self._averaged(own))
         running.loss = self._averaged({"loss": self._tr_loss})["loss"]
-        self.state.stateful_callbacks.setdefault(RunningTerms.__name__, running.state())
+        states = cast("dict[str, Any]", self.state.stateful_callbacks)
+        states.setdefault(RunningTerms.__name__, running.state())
         try:
-            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+            super()._save_checkpoint(*args, **kwargs)
         finally:
             running.sums, running.loss = own, loss
 
@@ -284,9 +304,9 @@ class MultiLevelOTMixin:
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; ``loss`` and ``ce`` are means over all labels, ``bits_per_byte`` is over all bytes."""
         self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, *args, **kwargs)  # type: ignore[misc]
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update(metrics_of(self._evaluated, prefix))
+        cast("dict[str, float]", output.metrics).update(metrics_of(self._evaluated, prefix))
         self._evaluated = []
         return output
 
@@ -335,7 +355,7 @@ def _teacher(teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Mo
         return None
     if not isinstance(teacher, nn.Module):
         return SavedModel(teacher)
-    placed = len(set((getattr(teacher, "hf_device_map", None) or {}).values())) > 1
+    placed = getattr(teacher, "hf_device_map", None) is not None
     device = torch.device(args.device if args.teacher_device is None else args.teacher_device)
     return ModelTeacher(
         teacher,

@@ -16,10 +16,16 @@ from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._heads import language_model, output_embedding
 
 
-def arguments(args: Any) -> None:
+def arguments(args: Any) -> MultiLevelOTTrainingArguments:
     """Require our settings."""
     if not isinstance(args, MultiLevelOTTrainingArguments):
         raise TypeError(f"args: expected MultiLevelOTTrainingArguments, got {type(args).__name__}")
+    if args.use_linear_head and args.n_gpu > 1:
+        raise ValueError(
+            "use_linear_head: expected False with several devices in one process "
+            f"(torchrun gives each its own), got True with {args.n_gpu}"
+        )
+    return args
 
 
 def student(model: Any) -> None:
@@ -70,7 +76,7 @@ def unused(kwargs: Mapping[str, Any]) -> None:
 
 def not_empty(name: str, dataset: Any) -> None:
     """Refuse data sets that have a length of 0."""
-    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+    if isinstance(dataset, Mapping):
         for key, value in dataset.items():
             not_empty(f"{name}[{key!r}]", value)
     elif hasattr(dataset, "__len__") and len(dataset) == 0:
@@ -78,8 +84,35 @@ def not_empty(name: str, dataset: Any) -> None:
 
 
 def saved(value: Any, args: MultiLevelOTTrainingArguments) -> None:
-    """Require a saved teacher made with settings that serve ours."""
+    """Require a saved teacher from which the loss can be computed with our settings."""
+    try:
+        value.manifest.serves(args.ot_config())
+    except ValueError as error:
+        raise ValueError(f"teacher: {error}") from error
 
 
-def saved_examples(value: Any, collator: Any, kwargs: Mapping[str, Any]) -> None:
-    """Require that a saved teacher has every example of the training data."""
+def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
+    """Require that a saved teacher was made with the collator's tokenizer and has every example.
+
+    Args:
+        value: the saved teacher.
+        collator: a `mlot.training.DistillationCollator`.
+        dataset: training data; without a length, its examples cannot be looked for beforehand.
+    """
+    from mlot.saved import fingerprint
+
+    found = fingerprint(collator.tokenizers[1])
+    if value.manifest.tokenizer_fingerprint != found:
+        raise ValueError(
+            "teacher: expected one saved with the tokenizer of data_collator, whose fingerprint is "
+            f"{found!r}, got one saved with {value.manifest.tokenizer_fingerprint!r}"
+        )
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return
+    keys = set(collator.teacher_keys(dataset))
+    missing = value.missing(keys)
+    if missing:
+        raise ValueError(
+            f"teacher: expected all {len(keys)} different examples of train_dataset, "
+            f"{len(missing)} of them were not saved"
+        )
