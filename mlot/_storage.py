@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
-import tempfile
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +19,24 @@ from mlot.traces import Traces
 
 FORMAT = "mlot.traces.1"
 _FIELDS = ("columns", "log_probs", "log_normalizers", "column_mass", "mask")
-_DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+#: How the name of a file ends that is still being written.
+PARTIAL = ".partial"
+#: Types that log-probabilities can be stored in.
+DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 
 def save_traces(traces: Traces, path: str | os.PathLike[str], dtype: str | None) -> None:
     """Write traces; see `Traces.save`."""
     from mlot._checks import resolve
 
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype: expected one of {tuple(_DTYPES)} or None, got {dtype!r}")
-    serialize = _safetensors("path").save
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {tuple(DTYPES)} or None, got {dtype!r}")
+    serialize = safetensors_numpy("path").save
     xp, _ = resolve({"traces": traces}, None)
     arrays = {name: np.ascontiguousarray(xp.to_numpy(getattr(traces, name))) for name in _FIELDS}
     if dtype is not None:
         for name in ("log_probs", "log_normalizers"):
-            arrays[name] = arrays[name].astype(_DTYPES[dtype])
+            arrays[name] = arrays[name].astype(DTYPES[dtype])
     header = {
         "format": FORMAT,
         "backend": xp.name,
@@ -45,7 +52,7 @@ def load_traces(path: str | os.PathLike[str], backend: str | None, device: Any) 
     """Read traces; see `Traces.load`."""
     from mlot.backends import get_backend
 
-    module = _safetensors("path")
+    module = safetensors_numpy("path")
     wanted = None if backend is None else get_backend(backend)
     path = Path(path)
     if not path.is_file():
@@ -67,8 +74,7 @@ def load_traces(path: str | os.PathLike[str], backend: str | None, device: Any) 
 
 def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Header and arrays of a file, checked against each other."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["mlot"])
+    header = read_layout(io.BytesIO(content), len(content)).metadata
     if header["format"] != FORMAT:
         raise ValueError(f"format: expected {FORMAT!r}, got {header['format']!r}")
     arrays = module.load(content)
@@ -96,20 +102,74 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
     return header, arrays
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a safetensors file lie.
+
+    Attributes:
+        metadata: what was stored under the name of this library.
+        arrays: type, shape, and first byte in the file of each array.
+    """
+
+    metadata: dict[str, Any]
+    arrays: dict[str, tuple[str, tuple[int, ...], int]]
+
+
+_BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "BOOL": 1}
+
+
+def read_layout(file: BinaryIO, size: int) -> Layout:
+    """Read the header of a safetensors file of ``size`` bytes, which must be what the header promises.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none of ours, or damaged.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 + length:
+        raise ValueError(f"size: expected at least {8 + length} bytes, got {size}")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise TypeError(f"header: expected a dict, got {type(header).__name__}")
+    metadata = json.loads(header.pop("__metadata__")["mlot"])
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata: expected a dict, got {type(metadata).__name__}")
+    arrays, end = {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (start, stop) = tuple(map(int, entry["shape"])), entry["data_offsets"]
+        if 8 + length + start != end or stop - start != _BYTES[entry["dtype"]] * math.prod(shape):
+            raise ValueError(f"{name}: its place in the file does not fit its shape")
+        arrays[name] = (str(entry["dtype"]), shape, end)
+        end = 8 + length + stop
+    if size != end:
+        raise ValueError(f"size: expected {end} bytes, got {size}")
+    return Layout(metadata, arrays)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by new content in one step, durable when this returns."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: expected a file in an existing folder, got {str(path)!r}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    with suppress(OSError):  # not every system opens folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def module_error() -> type[Exception]:
@@ -120,7 +180,8 @@ def module_error() -> type[Exception]:
     return error
 
 
-def _safetensors(name: str) -> Any:
+def safetensors_numpy(name: str) -> Any:
+    """Import ``safetensors.numpy``; ``name`` is the argument that needs it, for the message."""
     try:
         import safetensors.numpy
     except ImportError as error:

@@ -90,7 +90,8 @@ class Traces(Composite):
         n = self._position_of(temperature)
         log_probs, normalizers = self.log_probs, self.log_normalizers[:, :, n : n + 1]
         if log_probs.dtype.itemsize < normalizers.dtype.itemsize:
-            log_probs = _cast(log_probs, normalizers.dtype)  # stored narrower: the product must not round again
+            # Stored in a narrower type: the product must not round once more.
+            log_probs = _cast(log_probs, normalizers.dtype)
         return ratio * log_probs - normalizers
 
     def require(self, temperature: float, name: str = "temperature") -> None:
@@ -118,6 +119,16 @@ class Traces(Composite):
             column_mass=function(self.column_mass),
             mask=function(self.mask),
         )
+
+    def _mask(self, xp: Any) -> Array:
+        return self.mask
+
+    def _check_mask(self, xp: Any, name: str, mask: Array, of: str) -> None:
+        if bool((mask != self.mask).any()):
+            raise ValueError(
+                f"{name}: expected the mask that the traces were selected with (or None), "
+                f"got one that differs from {of}.mask"
+            )
 
     def _select(
         self,

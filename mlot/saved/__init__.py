@@ -1,0 +1,26 @@
+"""Saved teachers: the traces of a whole data set, computed once and read in place of the teacher.
+
+A folder holds a manifest and files of some examples each. Writing survives interruption, reading maps the
+files into memory, and neither needs torch. ``python -m mlot.saved`` saves, checks and describes them.
+"""
+
+from mlot.saved._error import StorageError, storage_error
+from mlot.saved._fingerprint import fingerprint, model_fingerprint
+from mlot.saved._keys import example_key
+from mlot.saved._manifest import Manifest
+from mlot.saved._reader import SavedTeacher, verify_folder
+from mlot.saved._teacher import save_teacher
+from mlot.saved._writer import TeacherWriter
+
+__all__ = [
+    "Manifest",
+    "SavedTeacher",
+    "StorageError",
+    "TeacherWriter",
+    "example_key",
+    "fingerprint",
+    "model_fingerprint",
+    "save_teacher",
+    "storage_error",
+    "verify_folder",
+]

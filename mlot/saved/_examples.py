@@ -1,0 +1,86 @@
+"""Examples as they are given, made into token ids and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot.saved._keys import as_ids, as_mask, key_of
+
+#: Texts that are given to a tokenizer at once.
+_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class TeacherExample:
+    """What the teacher reads, and the positions whose prediction counts."""
+
+    key: str
+    ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+
+
+def read_examples(examples: Iterable[Any], tokenizer: Any) -> list[TeacherExample]:
+    """Make token ids and masks of examples; each key once, at the first place it has.
+
+    Raises:
+        TypeError, ValueError: an example is of the wrong kind; the message says which.
+    """
+    if isinstance(examples, str | Mapping):
+        raise TypeError(f"examples: expected several examples, got one {type(examples).__name__}")
+    given = list(examples)
+    texts = [n for n, each in enumerate(given) if isinstance(each, str)]
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        for n, ids in zip(chunk, token_ids(tokenizer, [given[n] for n in chunk]), strict=True):
+            given[n] = (ids, None)
+    found: dict[str, TeacherExample] = {}
+    for n, each in enumerate(given):
+        example = _example(f"examples[{n}]", each)
+        found.setdefault(example.key, example)
+    return list(found.values())
+
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Tokens of texts, with the special tokens that the tokenizer adds by itself."""
+    if hasattr(tokenizer, "encode_batch"):
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    found: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
+    return found
+
+
+def _example(name: str, value: Any) -> TeacherExample:
+    if isinstance(value, Mapping):
+        if "input_ids" not in value or not {"labels", "mask"} & set(value):
+            raise ValueError(
+                f"{name}: expected input_ids with labels or mask, got {', '.join(map(str, value))}"
+            )
+        ids, kept = value["input_ids"], value["labels" if "labels" in value else "mask"]
+    elif isinstance(value, tuple | list) and len(value) == 2:
+        ids, kept = value
+    else:
+        raise TypeError(
+            f"{name}: expected a text, (ids, labels or mask), or a mapping with input_ids and labels "
+            f"or mask, got {type(value).__name__}"
+        )
+    ids = as_ids(f"{name}: ids", ids)
+    mask = _mask(name, kept, ids)
+    return TeacherExample(key_of(ids, mask), ids.astype(np.int32), mask)
+
+
+def _mask(name: str, kept: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Positions whose prediction counts: booleans say it themselves, labels of the token that follows."""
+    labels = ids if kept is None else np.asarray(kept.detach().cpu() if hasattr(kept, "detach") else kept)
+    if labels.shape != ids.shape:
+        raise ValueError(f"{name}: expected labels or a mask ({len(ids)},), as ids, got shape {labels.shape}")
+    if labels.dtype.kind == "b" or labels.size == 0:
+        return as_mask(name, labels.astype(bool), len(ids))
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected labels (integers) or a mask (booleans), got {labels.dtype}")
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[:-1] = labels[1:] != -100
+    return mask

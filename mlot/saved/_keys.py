@@ -1,0 +1,101 @@
+"""Keys of examples: digests of what the teacher reads and which of its predictions count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot._typing import Array
+
+#: Bytes of a key; two of a billion examples share one with a probability below 1e-20.
+KEY_BYTES = 16
+_PERSON = b"mlot.example.1"
+
+
+def example_key(ids: Sequence[int] | Array, mask: Sequence[bool] | Array | None = None) -> str:
+    """Digest of an example: the same wherever it stands in a data set, on every machine and in every batch.
+
+    Args:
+        ids: the teacher's token ids, ``(T,)`` integers, without padding.
+        mask: positions whose prediction counts, ``(T,)`` booleans (see `mlot.mask_from_labels`); ``None``
+            means all.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or shape.
+
+    >>> from mlot.saved import example_key
+    >>> example_key([5, 6, 7]) == example_key([5, 6, 7], [True, True, True])
+    True
+    >>> example_key([5, 6, 7]) == example_key([5, 6, 7], [False, True, True])
+    False
+    """
+    found = as_ids("ids", ids)
+    return key_of(found, as_mask("mask", mask, len(found)))
+
+
+def key_of(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> str:
+    """`example_key` of checked arguments."""
+    digest = blake2b(digest_size=KEY_BYTES, person=_PERSON)
+    digest.update(len(ids).to_bytes(8, "little"))
+    digest.update(ids.astype("<i8", copy=False).tobytes())
+    digest.update(np.packbits(mask).tobytes())
+    return digest.hexdigest()
+
+
+def as_ids(name: str, ids: Any) -> NDArray[np.int64]:
+    """Token ids as an array."""
+    found = _on_host(ids)
+    if found.ndim != 1:
+        raise ValueError(f"{name}: expected token ids (T,), got shape {found.shape}")
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {found.dtype}")
+    if found.size and found.min() < 0:
+        raise ValueError(f"{name}: expected token ids >= 0, got {found.min()}")
+    return found.astype(np.int64)
+
+
+def as_mask(name: str, mask: Any, length: int) -> NDArray[np.bool_]:
+    """A mask as an array; ``None`` means all."""
+    if mask is None:
+        return np.ones(length, dtype=bool)
+    found = _on_host(mask)
+    if found.shape != (length,):
+        raise ValueError(f"{name}: expected ({length},), as ids, got shape {found.shape}")
+    if found.size and found.dtype.kind != "b":
+        raise TypeError(f"{name}: expected booleans, got {found.dtype}")
+    return found.astype(bool)
+
+
+def _on_host(value: Any) -> NDArray[Any]:
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def packed(name: str, keys: Iterable[str]) -> NDArray[np.bytes_]:
+    """Keys as an array of 16 bytes each, which sort and compare as the keys do."""
+    if isinstance(keys, str):
+        raise TypeError(f"{name}: expected several keys, got one string")
+    keys = list(keys)
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected keys as example_key makes them, got {type(key).__name__}")
+        if not is_key(key):
+            raise ValueError(f"{name}: expected {2 * KEY_BYTES} hexadecimal digits, got {key!r}")
+    return np.frombuffer(bytes.fromhex("".join(keys)), dtype=f"S{KEY_BYTES}")
+
+
+def is_key(value: Any) -> bool:
+    """Whether something looks like a key."""
+    return isinstance(value, str) and len(value) == 2 * KEY_BYTES and set(value) <= set("0123456789abcdef")
+
+
+def unpacked(keys: NDArray[np.uint8]) -> list[str]:
+    """Keys of an array ``(n, 16)`` of bytes."""
+    text = keys.tobytes().hex()
+    return [text[n : n + 2 * KEY_BYTES] for n in range(0, len(text), 2 * KEY_BYTES)]

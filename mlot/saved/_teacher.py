@@ -1,0 +1,230 @@
+"""Running a teacher over a data set, once, and saving its traces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlot import _checks
+from mlot._storage import DTYPES, safetensors_numpy
+from mlot.saved._examples import TeacherExample, read_examples
+from mlot.saved._fingerprint import fingerprint, model_fingerprint
+from mlot.saved._manifest import Manifest
+from mlot.saved._reader import SavedTeacher
+from mlot.saved._writer import TeacherWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlot.saved._head import TeacherHead
+
+
+def save_teacher(
+    model: Any,
+    tokenizer: Any,
+    examples: Iterable[Any],
+    folder: str | os.PathLike[str],
+    *,
+    k: int | None = 50,
+    temperature: float = 1.0,
+    extra_temperatures: tuple[float, ...] = (2.0,),
+    standardize: bool = False,
+    dtype: str = "float16",
+    batch_size: int = 8,
+    examples_per_shard: int = 1024,
+    device: Any = None,
+    name: str | None = None,
+    revision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SavedTeacher:
+    """Run a causal language model over a data set and save its traces; resumes what was interrupted.
+
+    Examples that the folder has are left out, so that to resume, to add examples, or to make up for a file
+    that was lost is to call this again. With the same examples, batch size and shard size, the files are
+    byte for byte those of a run without interruption. Examples are sorted by length within a file, and padded
+    on the right. Where the model's logits are its last hidden states times its output embedding, perhaps
+    scaled or capped, they are never formed (see `mlot.LinearHead`); other models give logits.
+
+    Args:
+        model: a causal language model of the transformers library. It runs in evaluation mode without
+            gradients, and is left in the mode it was in.
+        tokenizer: the one it was trained with, fast or slow.
+        examples: texts, of which every token but the first is predicted; or ``(ids, labels)``, unshifted,
+            with -100 where nothing is asked; or ``(ids, mask)``, booleans that mark the positions whose
+            prediction counts; or mappings with ``input_ids`` and ``labels`` or ``mask``. Without padding.
+            Equal examples are saved once.
+        folder: new, empty, or of the same saved teacher.
+        k: columns to keep; ``None`` keeps all.
+        temperature: of the token level.
+        extra_temperatures: further temperatures that the traces shall serve.
+        standardize: divide logits by their standard deviation first.
+        dtype: storage type of log-probabilities; `SavedTeacher` has their size, `StorageError` what is lost.
+        batch_size: examples in a batch.
+        examples_per_shard: examples in a file: what an interruption may lose.
+        device: where to run; ``None`` leaves the model where it is.
+        name: of the model, for the manifest; ``None`` means the last part of what it was loaded from.
+        revision: of the model; ``None`` means what the transformers library says, if anything.
+        progress: called with the number of examples done and to do.
+
+    Returns:
+        The saved teacher.
+
+    Raises:
+        ImportError: torch, safetensors or filelock is not installed.
+        TypeError, ValueError: an argument is of the wrong kind or range, an example is longer than the model
+            reads or has ids that the model lacks, or the folder holds something else. Nothing was written.
+        RuntimeError: another writer has the folder open.
+    """
+    _check_settings(k, dtype, batch_size, examples_per_shard)
+    extra = _checks.temperatures(temperature, extra_temperatures)
+    _checks.flag("standardize", standardize)
+    safetensors_numpy("folder")
+    _check_model(model)
+    found = read_examples(examples, tokenizer)
+    if not found:
+        raise ValueError("examples: expected at least one, got none")
+    _check_examples(found, model)
+
+    from mlot.saved._head import find_head
+
+    if device is not None:
+        model.to(device)
+    with _evaluating(model):
+        head = find_head(model, _tensor([_probe(found)], model))
+        manifest = Manifest(
+            model=_name(model) if name is None else name,
+            model_fingerprint=model_fingerprint(model),
+            tokenizer_fingerprint=fingerprint(tokenizer),
+            vocab_size=head.vocab_size,
+            k=head.vocab_size if k is None else min(k, head.vocab_size),
+            revision=getattr(model.config, "_commit_hash", None) if revision is None else revision,
+            temperature=temperature,
+            extra_temperatures=extra,
+            standardize=standardize,
+            dtype=dtype,
+            settings={
+                "computed_in": str(model.dtype).removeprefix("torch."),
+                "computed_from": "logits" if head.head is None else "hidden states",
+            },
+        )
+        with TeacherWriter(folder, manifest, examples_per_shard=examples_per_shard) as writer:
+            lacking = set(writer.missing(each.key for each in found))
+            todo = [each for each in found if each.key in lacking]
+            done = len(found) - len(todo)
+            if progress is not None:
+                progress(done, len(found))
+            for start in range(0, len(todo), examples_per_shard):
+                chunk = todo[start : start + examples_per_shard]
+                for batch in _run(head, chunk, batch_size, manifest, writer):
+                    done += batch
+                    if progress is not None:
+                        progress(done, len(found))
+    return SavedTeacher(folder, expect=manifest)
+
+
+def _run(
+    head: TeacherHead,
+    chunk: Sequence[TeacherExample],
+    batch_size: int,
+    manifest: Manifest,
+    writer: TeacherWriter,
+) -> Iterator[int]:
+    """Compute what goes into one file and hand it to the writer in order; yields the size of each batch."""
+    import torch
+
+    from mlot.traces import select
+
+    made: dict[str, Any] = {}
+    order = sorted(range(len(chunk)), key=lambda n: (-len(chunk[n].ids), n))
+    for start in range(0, len(order), batch_size):
+        batch = [chunk[n] for n in order[start : start + batch_size]]
+        ids = _tensor([each.ids for each in batch], head.model)
+        present = _tensor([np.ones(len(each.ids), np.int32) for each in batch], head.model)
+        mask = _tensor([each.mask for each in batch], head.model).bool()
+        if mask.any():
+            with torch.no_grad():
+                source = head(ids, present)
+                traces = select(
+                    source,
+                    mask,
+                    k=manifest.k,
+                    temperature=manifest.temperature,
+                    extra_temperatures=manifest.extra_temperatures,
+                    standardize=manifest.standardize,
+                )
+            found = writer.prepare([each.key for each in batch], traces, present)
+        else:
+            found = [writer.empty(each.key, each.mask) for each in batch]
+        made.update(zip((each.key for each in batch), found, strict=True))
+        yield len(batch)
+    writer.append([made[each.key] for each in chunk])
+
+
+def _tensor(rows: Sequence[Any], model: Any) -> torch.Tensor:
+    """Rows as one tensor of integers, padded with 0 on the right."""
+    import torch
+
+    padded = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    for n, row in enumerate(rows):
+        padded[n, : len(row)] = row
+    return torch.from_numpy(padded).to(model.get_input_embeddings().weight.device)
+
+
+def _probe(examples: Sequence[TeacherExample]) -> Any:
+    """A few tokens to try the model on."""
+    longest = max(examples, key=lambda each: min(len(each.ids), 4)).ids[:4]
+    return longest if len(longest) else np.zeros(1, np.int32)
+
+
+def _name(model: Any) -> str:
+    return PurePath(getattr(model.config, "_name_or_path", "") or "").name or type(model).__name__
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _check_settings(k: Any, dtype: Any, batch_size: Any, examples_per_shard: Any) -> None:
+    _checks.count("k", k, allow_none=True)
+    _checks.choice("dtype", dtype, tuple(DTYPES))
+    _checks.count("batch_size", batch_size)
+    _checks.count("examples_per_shard", examples_per_shard)
+
+
+def _check_model(model: Any) -> None:
+    for attribute in ("config", "get_input_embeddings", "get_output_embeddings", "base_model"):
+        if not hasattr(model, attribute):
+            raise TypeError(
+                f"model: expected a causal language model of transformers, got {type(model).__name__}"
+            )
+
+
+def _check_examples(examples: Sequence[TeacherExample], model: Any) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = int(model.get_input_embeddings().weight.shape[0])
+    for each in examples:
+        if isinstance(longest, int) and 0 < longest < len(each.ids):
+            raise ValueError(
+                f"examples: expected at most {longest} tokens, all that the model reads, "
+                f"got an example of {len(each.ids)} ({_start(each)})"
+            )
+        if each.ids.size and each.ids.max() >= known:
+            raise ValueError(
+                f"examples: expected token ids below {known}, as the model knows, got {each.ids.max()} "
+                f"({_start(each)})"
+            )
+
+
+def _start(example: TeacherExample) -> str:
+    return f"it starts with the ids {', '.join(map(str, example.ids[:8].tolist()))}"
