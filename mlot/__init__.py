@@ -9,6 +9,7 @@ from mlot.losses import Diagnostics, MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.matching import assign, matching_gap
 from mlot.sources import LinearHead
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces, select
 from mlot.transport import TransportResult, emd, sinkhorn
 
@@ -19,6 +20,7 @@ __all__ = [
     "LinearHead",
     "MultiLevelOTConfig",
     "MultiLevelOTResult",
+    "TopKLogprobs",
     "Traces",
     "TransportResult",
     "__version__",

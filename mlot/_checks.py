@@ -137,15 +137,6 @@ def _type_name(value: Any) -> str:
 
 def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask: Array | None) -> Array:
     """Check a source and its mask; return the mask, made if there was none."""
-    if isinstance(source, Traces):
-        if mask is not None:
-            _mask(xp, mask_name, mask, source.shape[:2], name)
-            if bool((mask != source.mask).any()):
-                raise ValueError(
-                    f"{mask_name}: expected the mask that the traces were selected with (or None), "
-                    f"got one that differs from {name}.mask"
-                )
-        return source.mask
     if isinstance(source, Composite):
         source._check(xp, name)
     else:
@@ -159,6 +150,8 @@ def source_and_mask(xp: Backend, name: str, source: Source, mask_name: str, mask
     if mask is None:
         return source._mask(xp) if isinstance(source, Composite) else xp.full_mask(source)
     _mask(xp, mask_name, mask, source.shape[:2], name)
+    if isinstance(source, Composite):
+        source._check_mask(xp, mask_name, mask, name)
     return mask
 
 

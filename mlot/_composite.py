@@ -54,6 +54,9 @@ class Composite:
         """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
         raise NotImplementedError
 
+    def _check_mask(self, xp: Backend, name: str, mask: Array, of: str) -> None:
+        """Raise unless a given mask, called ``name``, fits this source, called ``of``."""
+
     def _select(
         self,
         xp: Backend,

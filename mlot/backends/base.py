@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mlot._typing import Array, ArrayKind, CostKind, HardMatching
 from mlot.backends.registry import BackendSpec, available_backends, get_backend, register_backend
 from mlot.sources import Predictions
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 __all__ = [
@@ -117,6 +118,22 @@ class Backend(ABC):
         standardize: bool,
     ) -> Traces:
         """Equations (10), (12): traces of the ``k`` heaviest columns. The source is never `Traces` here."""
+
+    @abstractmethod
+    def select_sparse(
+        self,
+        source: TopKLogprobs,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> Traces:
+        """Equations (10), (12) from the likeliest columns of each position; see `mlot.TopKLogprobs`.
+
+        A missing mass of at most four times the rounding unit of the log-probabilities' type counts as none.
+        A constant for differentiation. No array of more than ``B T K + B V`` entries is made.
+        """
 
     @abstractmethod
     def take(

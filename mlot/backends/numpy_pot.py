@@ -12,7 +12,9 @@ from mlot._typing import ArrayKind, CostKind, HardMatching
 from mlot.backends import numpy_equations as eq
 from mlot.backends.base import Backend, Transport
 from mlot.backends.numpy_equations import Floats, Integers
+from mlot.backends.numpy_topk import log_distributions
 from mlot.sources import LinearHead, Predictions
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 Mask = NDArray[np.bool_]
@@ -111,6 +113,32 @@ class NumpyBackend(Backend):
             extra_temperatures=extra_temperatures,
             standardize=standardize,
         )
+
+    def select_sparse(
+        self,
+        source: TopKLogprobs,
+        mask: Mask,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> Traces:
+        batch, length, vocabulary = source.shape
+        columns, mass = np.zeros((batch, k), dtype=np.int64), np.zeros((batch, k))
+        kept = np.full((batch, length, k), -np.inf)
+        normalizers = np.zeros((batch, length, len(extra_temperatures)))
+        for n in range(batch):
+            rows, sums, base = np.flatnonzero(mask[n]), np.zeros(vocabulary), np.zeros(length)
+            for _, log_probs, _ in log_distributions(source, n, rows, temperature):
+                sums += np.exp(log_probs)
+            columns[n] = np.argsort(-sums, kind="stable")[:k]
+            mass[n] = sums[columns[n]]
+            for i, log_probs, base[i] in log_distributions(source, n, rows, temperature):
+                kept[n, i] = log_probs[columns[n]]
+            for m, extra in enumerate(extra_temperatures):
+                for i, _, there in log_distributions(source, n, rows, extra):
+                    normalizers[n, i, m] = there - temperature / extra * base[i]
+        return Traces(columns, kept, normalizers, mass, mask, vocabulary, temperature, extra_temperatures)
 
     def take(
         self,

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlot._typing import ArrayKind, CostKind, HardMatching
-from mlot.backends import torch_ops, torch_rows, torch_select
+from mlot.backends import torch_ops, torch_rows, torch_select, torch_topk
 from mlot.backends.base import Backend, Transport
 from mlot.backends.torch_costs import PairwiseL1, log_cost
 from mlot.backends.torch_rows import Kind, compute_dtype
 from mlot.backends.torch_transport import SAFE_EXPONENT, Sinkhorn, exact_plan
 from mlot.backends.torch_uld import Uld
 from mlot.sources import Predictions, arrays_of
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -124,6 +125,18 @@ class TorchBackend(Backend):
         columns = torch_select.heaviest_columns(found.mass, k)
         mass = found.mass.gather(1, columns)
         return self._traces(kind, columns, mask, found, settings, mass, int(source.shape[2]))
+
+    @_full_precision
+    def select_sparse(
+        self,
+        source: TopKLogprobs,
+        mask: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> Traces:
+        return torch_topk.select(source, mask, k, temperature, extra_temperatures)
 
     @_full_precision
     def take(

@@ -17,6 +17,7 @@ from mlot.testing import (
     _loss,
     _matching,
     _selection,
+    _sparse,
     _transport,
 )
 from mlot.testing._oracle import MissingPackageError
@@ -42,6 +43,7 @@ _CHECKS: dict[str, Check] = {
     "count_pairs": _basics.check_count_pairs,
     "count_positions": _basics.check_count_positions,
     "select": _selection.check_select,
+    "select_sparse": _sparse.check_select_sparse,
     "take": _selection.check_take,
     "keep": _selection.check_keep,
     "token_cost": _matching.check_token_cost,

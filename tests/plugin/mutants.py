@@ -182,6 +182,22 @@ def at_temperature_one(xp, right, source, mask, *, k, temperature, **settings):
     return xp.take(source, columns, mask, temperature=temperature, **settings)
 
 
+@wrong("select_sparse")
+def forgets_that_mass_is_missing(xp, right, source, *args, **settings):
+    return right(replace(source, tail="renormalize"), *args, **settings)
+
+
+@wrong("select_sparse")
+def at_the_temperature_of_the_log_probabilities(xp, right, source, mask, *, temperature, **settings):
+    columns = right(source, mask, temperature=source.temperature, **settings)
+    return replace(columns, temperature=temperature)
+
+
+@wrong("select_sparse")
+def counts_what_is_masked_out(xp, right, source, mask, **settings):
+    return replace(right(source, np.ones_like(mask), **settings), mask=mask)
+
+
 @wrong("take")
 def one_normaliser_for_all(xp, right, *args, **settings):
     traces = right(*args, **settings)

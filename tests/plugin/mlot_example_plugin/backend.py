@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlot import Backend, LinearHead, Traces, get_backend
+from mlot import Backend, LinearHead, TopKLogprobs, Traces, get_backend
 from mlot.backends.base import Transport
 from mlot_example_plugin.array import Array
 
@@ -35,7 +35,7 @@ class ExampleBackend(Backend):
 
 
 def _opened(value: Any) -> Any:
-    if isinstance(value, Traces | LinearHead):
+    if isinstance(value, Traces | LinearHead | TopKLogprobs):
         return value.map(_opened)
     return value._values if isinstance(value, Array) else value
 

@@ -1,0 +1,237 @@
+"""Predictions of which only the most likely tokens are known, as inference servers return them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot._composite import Composite
+from mlot._typing import Array, Tail
+from mlot.traces import Traces
+
+if TYPE_CHECKING:
+    from mlot.backends.base import Backend
+
+#: How far above 1 the kept mass of a position may be: servers round, and half precision rounds more.
+_MASS_TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2}
+_DEFAULT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TopKLogprobs(Composite):
+    r"""Log-probabilities of the most likely tokens of each position, with ids that differ by position.
+
+    Let :math:`p` be the probabilities at :math:`\tau_0` = ``temperature``, :math:`m(i) = 1 - \sum_K p(i)` the
+    mass that is missing at position :math:`i`, :math:`p_K(i)` the least of the kept probabilities and
+    :math:`A(i)` the number of absent columns. At any other temperature :math:`\tau`, with
+    :math:`r = \tau_0 / \tau`,
+
+    .. math:: p^{(\tau)}_l = \frac{p_l^r}{\sum_K p^r + S}, \qquad
+              S = \sum_{\text{absent}} p^r \ \text{between}\ m\,p_K^{r-1} \ \text{and}\ A\,(m / A)^r,
+
+    the first of which is the least and the second the most for :math:`r < 1` (:math:`\tau > \tau_0`), and the
+    reverse for :math:`r > 1`: the tail at another temperature is **not** known, and what ``tail`` supposes is
+
+    - ``"zero"``: absent columns have probability 0 and the kept ones keep theirs, a sub-probability. It adds
+      nothing to what is known, and errs on one side only, hence the default. At other temperatures the
+      missing mass is as concentrated as it can be, :math:`S = m\,p_K^{r-1}`.
+    - ``"renormalize"``: the kept are divided by their sum; :math:`S = 0` and no mass is missing at any
+      temperature.
+    - ``"uniform"``: each absent column has :math:`m / A`, and :math:`S = A\,(m / A)^r`. Needs ``vocab_size``.
+
+    `mlot.truncation_bounds` computes how far each term of the loss can be from what the full distribution
+    would give. It is a source for `mlot.select` and for the teacher of every loss but ULD; it is a constant
+    for differentiation. Without ``vocab_size`` it is as wide as its largest id requires, ``largest + 1``:
+    enough to select columns, but nothing is known of how many others share the missing mass.
+
+    Args:
+        ids: tokens, ``(B, T, K)`` integers, different at each position, in any order; -1 where a position has
+            fewer than K. They must be the most likely ones: no absent token may be likelier than a kept one.
+        logprobs: natural log-probabilities, ``(B, T, K)``; what stands beside an id of -1 is not read. Minus
+            infinity is a probability of 0.
+        vocab_size: width of the teacher's vocabulary, or ``None`` if it is not known.
+        tail: ``"zero"``, ``"renormalize"`` or ``"uniform"``.
+        temperature: temperature that ``logprobs`` were taken at.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes do not fit together; an id is below -1, repeated, or not below ``vocab_size``; a
+            log-probability is NaN or positive, a position's mass exceeds 1, or its ids cannot be the most
+            likely ones; ``tail="uniform"`` without ``vocab_size``. Values are looked at on the host alone,
+            where nobody waits for a device.
+
+    >>> import numpy as np, mlot
+    >>> ids = np.array([[[2, 0], [2, 1]]])
+    >>> served = mlot.TopKLogprobs(ids, np.log([[[0.7, 0.2], [0.5, 0.3]]]), vocab_size=4)
+    >>> traces = mlot.select(served, k=2)
+    >>> traces.columns, np.exp(traces.log_probs).round(3)
+    (array([[2, 1]]), array([[[0.7, 0. ],
+            [0.5, 0.3]]]))
+    """
+
+    ids: Array
+    logprobs: Array
+    vocab_size: int | None = None
+    tail: Tail = "zero"
+    temperature: float = 1.0
+    _width: int = field(init=False, default=0)
+
+    _whole: ClassVar[bool] = False
+    _knows_mask: ClassVar[bool] = True
+    _no_student: ClassVar[str] = (
+        "served log-probabilities are constants, which a student cannot be trained through, and lack the "
+        "columns that a match may need"
+    )
+
+    def __post_init__(self) -> None:
+        from mlot import _checks
+
+        _checks.count("vocab_size", self.vocab_size, allow_none=True)
+        _checks.choice("tail", self.tail, ("zero", "renormalize", "uniform"))
+        _checks.number("temperature", self.temperature)
+        if self.tail == "uniform" and self.vocab_size is None:
+            raise ValueError(
+                "vocab_size: expected the width of the teacher's vocabulary, since tail='uniform' spreads "
+                "the missing mass over it, got None"
+            )
+        for name in ("ids", "logprobs"):
+            value = getattr(self, name)
+            if not hasattr(value, "shape"):
+                raise TypeError(f"{name}: expected an array (B, T, K), got {type(value).__name__}")
+            if len(value.shape) != 3:
+                raise ValueError(f"{name}: expected (B, T, K), got shape {tuple(value.shape)}")
+        if tuple(self.logprobs.shape) != tuple(self.ids.shape):
+            raise ValueError(
+                f"logprobs: expected the shape of ids, {tuple(self.ids.shape)}, "
+                f"got {tuple(self.logprobs.shape)}"
+            )
+        xp, _ = _checks.resolve({"ids": self.ids, "logprobs": self.logprobs}, None)
+        self._check(xp, "")
+        if xp.device(self.ids) == "cpu":
+            _check_values(self, xp.to_numpy(self.ids), xp.to_numpy(xp.stop_gradient(self.logprobs)))
+        width = self.vocab_size
+        if width is None:
+            width = int(self.ids.max()) + 1 if 0 not in self.ids.shape else 1
+        object.__setattr__(self, "_width", max(width, 1))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape ``(B, T, V)`` of the predictions, V being the largest id + 1 where it is not known."""
+        batch, length, _ = self.ids.shape
+        return int(batch), int(length), self._width
+
+    def __repr__(self) -> str:
+        batch, length, k = self.ids.shape
+        return (
+            f"TopKLogprobs(B={batch}, T={length}, K={k}, vocab_size={self.vocab_size}, tail={self.tail!r}, "
+            f"temperature={self.temperature})"
+        )
+
+    def map(self, function: Callable[[Array], Array]) -> TopKLogprobs:
+        """Return the same with ``function`` applied to both arrays, whose values it must keep."""
+        mapped = object.__new__(TopKLogprobs)
+        for each in fields(self):
+            object.__setattr__(mapped, each.name, getattr(self, each.name))
+        object.__setattr__(mapped, "ids", function(self.ids))
+        object.__setattr__(mapped, "logprobs", function(self.logprobs))
+        return mapped
+
+    def _check(self, xp: Backend, name: str) -> None:
+        prefix = f"{name}." if name else ""
+        if xp.kind(self.ids) != "integer":
+            raise TypeError(f"{prefix}ids: expected integers, got {self.ids.dtype}")
+        if xp.kind(self.logprobs) != "float":
+            raise TypeError(f"{prefix}logprobs: expected floating-point numbers, got {self.logprobs.dtype}")
+
+    def _mask(self, xp: Backend) -> Array:
+        """Positions that have an entry."""
+        return (self.ids >= 0).any(2)
+
+    def _check_mask(self, xp: Backend, name: str, mask: Array, of: str) -> None:
+        if xp.device(mask) != "cpu" or _compiling():
+            return
+        empty = np.greater(xp.to_numpy(mask), xp.to_numpy(self._mask(xp)))
+        if empty.any():
+            n, t = np.argwhere(empty)[0]
+            raise ValueError(
+                f"{name}: expected positions at which {of} has an entry, got one that has none: "
+                f"sequence {n}, position {t}"
+            )
+
+    def _select(
+        self,
+        xp: Backend,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+        name: str,
+    ) -> Traces:
+        if standardize:
+            raise ValueError(
+                f"{name}: expected standardize=False, since the deviation of logits cannot be told from "
+                "TopKLogprobs, got standardize=True"
+            )
+        extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
+        return xp.select_sparse(self, mask, k=k, temperature=temperature, extra_temperatures=extra)
+
+
+def _check_values(source: TopKLogprobs, ids: NDArray[Any], logprobs: NDArray[Any]) -> None:
+    """Raise `ValueError` unless the values can be the most likely tokens of each position."""
+    if ids.size == 0:
+        return
+    here = ids >= 0
+    if ids.min() < -1:
+        raise ValueError(f"ids: expected tokens, or -1 for none, got {ids.min()}")
+    if source.vocab_size is not None and ids.max() >= source.vocab_size:
+        raise ValueError(f"ids: expected tokens below vocab_size = {source.vocab_size}, got {ids.max()}")
+    ordered = np.sort(ids, axis=2)
+    repeated = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)
+    if repeated.any():
+        n, t, j = np.argwhere(repeated)[0]
+        raise ValueError(
+            f"ids: expected different tokens at each position, got {ordered[n, t, j]} twice: "
+            f"sequence {n}, position {t}"
+        )
+    kind = str(source.logprobs.dtype).removeprefix("torch.")
+    tolerance = _MASS_TOLERANCE.get(kind, _DEFAULT_TOLERANCE)
+    logs = np.where(here, logprobs, -np.inf).astype(np.float64)
+    for wrong, wanted in ((np.isnan(logs), "numbers"), (logs > tolerance, "no positive numbers")):
+        if wrong.any():
+            n, t, j = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"logprobs: expected {wanted}, got {logs[n, t, j]}: sequence {n}, position {t}"
+                + (" (are these logits?)" if logs[n, t, j] > 0 else "")
+            )
+    mass = np.exp(logs).sum(axis=2)
+    if mass.max() > 1 + tolerance:
+        n, t = np.unravel_index(mass.argmax(), mass.shape)
+        raise ValueError(
+            f"logprobs: expected probabilities that sum to at most 1 at each position, got {mass[n, t]:.6g}: "
+            f"sequence {n}, position {t}"
+        )
+    least = np.exp(np.where(here, logs, np.inf).min(axis=2))  # infinite where there is no entry
+    room = np.where(least > 0, np.inf, 0.0)
+    if source.vocab_size is not None:
+        absent = source.vocab_size - here.sum(axis=2)
+        room = absent * np.where(absent > 0, least, 0.0)
+    short = here.any(axis=2) & (1 - mass > room * (1 + tolerance) + tolerance)
+    if short.any():
+        n, t = np.argwhere(short)[0]
+        raise ValueError(
+            f"logprobs: expected the most likely tokens, got others at sequence {n}, position {t}: the "
+            f"missing mass {1 - mass[n, t]:.3g} exceeds {room[n, t]:.3g}, what all absent tokens can have if "
+            f"none is likelier than the least kept, {least[n, t]:.3g}; leave out what a server adds to them"
+        )
+
+
+def _compiling() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
