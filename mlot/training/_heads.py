@@ -15,6 +15,9 @@ from mlot.sources import LinearHead
 
 Result = TypeVar("Result")
 
+#: Largest output of a head that a model is tried on.
+_LARGEST = 200.0
+
 #: Names in configurations of a factor on the logits, and whether it mostly divides.
 _SCALES = (
     ("logit_scale", False),
@@ -90,12 +93,14 @@ def head_shape(model: nn.Module, name: str) -> HeadShape:
     if any(tensor.device.type == "meta" for tensor in (*found.parameters(), *found.buffers())):
         # Weights that are not here yet, as on the ranks that receive them later: the configuration must do.
         return shapes[0]
-    hidden, logits = _probe(found, embedding)
-    if not logits.isfinite().all():
+    tried = _probe(found, embedding)
+    if not tried.output.isfinite().all():
+        # Weights that were never set, for the same reason.
         return shapes[0]
-    for shape in shapes:
-        if _agrees(shape, hidden, embedding, logits):
-            return shape
+    if _linear(tried, embedding):
+        for shape in shapes:
+            if _agrees(shape, tried):
+                return shape
     raise ValueError(
         f"{expected} with the scale and the soft cap of its configuration, got {type(found).__name__}, whose "
         "logits differ from that"
@@ -179,14 +184,38 @@ def _declared(model: nn.Module) -> list[HeadShape]:
         if isinstance(factor := getattr(text, name, None), int | float) and factor
     ]
     scales += [1 / scale for scale in scales]
-    return [HeadShape(softcap, scale) for scale in (*scales, None)]
+    caps = [None] if softcap is None else [float(softcap), None]
+    return [HeadShape(cap, scale) for cap in caps for scale in (*scales, None)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """One run of a model whose head's output was replaced.
+
+    Attributes:
+        hidden: what the head got.
+        output: what it made of that.
+        known: what was put in place of that.
+        logits: what the model made of this.
+    """
+
+    hidden: Tensor
+    output: Tensor
+    known: Tensor
+    logits: Tensor
 
 
 @torch.no_grad()
-def _probe(model: nn.Module, embedding: nn.Module) -> tuple[Tensor, Tensor]:
-    """Hidden states that the head gets, and the model's logits, for a few tokens."""
-    seen: list[Tensor] = []
-    hook = embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def _probe(model: nn.Module, embedding: nn.Module) -> _Probe:
+    """Run a model on a few tokens, numbers large enough to show a soft cap in place of its head's output."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def replace(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        known = torch.linspace(-_LARGEST, _LARGEST, output.numel(), device=output.device)
+        seen.append((given[0], output, known.to(output.dtype).view_as(output)))
+        return seen[-1][2]
+
+    hook = embedding.register_forward_hook(replace)
     training = model.training
     model.eval()
     inputs = model.get_input_embeddings().weight  # type: ignore[operator]
@@ -196,21 +225,32 @@ def _probe(model: nn.Module, embedding: nn.Module) -> tuple[Tensor, Tensor]:
     finally:
         hook.remove()
         model.train(training)
-    return seen[0], logits
+    return _Probe(*seen[0], logits)
 
 
-def _agrees(shape: HeadShape, hidden: Tensor, embedding: nn.Module, logits: Tensor) -> bool:
-    head = shape.of(hidden, embedding)
-    expected = nn.functional.linear(
-        head.hidden.double(), head.weight.double(), None if head.bias is None else head.bias.double()
-    )
+def _linear(tried: _Probe, embedding: nn.Module) -> bool:
+    """Whether a head is the linear map of its weight and bias."""
+    head = HeadShape().of(tried.hidden, embedding)
+    bias = None if head.bias is None else head.bias.double()
+    expected = nn.functional.linear(head.hidden.double(), head.weight.double(), bias)
+    if expected.shape != tried.output.shape:
+        return False
+    # A float32 product of many numbers is off by more than its last bit.
+    return _equal(tried.output, expected, max(4 * torch.finfo(tried.output.dtype).eps, 1e-4))
+
+
+def _agrees(shape: HeadShape, tried: _Probe) -> bool:
+    """Whether scale and soft cap are what a model does to its head's output."""
+    expected = tried.known.double()
     if shape.scale is not None:
         expected = expected * shape.scale
     if shape.softcap is not None:
         expected = shape.softcap * torch.tanh(expected / shape.softcap)
-    if expected.shape != logits.shape:
-        return False
-    # Rounding of the model's own type; a scale or a cap that is not there differs by more.
-    size = expected.abs().max()
-    allowed = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * size
-    return bool((expected - logits.to(expected.device).double()).abs().max() <= allowed)
+    same = tried.logits.shape == expected.shape
+    return same and _equal(tried.logits, expected, 8 * torch.finfo(tried.logits.dtype).eps)
+
+
+def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether numbers agree up to a share of the largest."""
+    error = (found.double() - expected.to(found.device)).abs().max()
+    return bool(error <= tolerance * expected.abs().max())
