@@ -1,0 +1,452 @@
+"""Cases of a sharded vocabulary, for three processes; `test_distributed_vocabulary` starts them.
+
+Every process makes the same whole problem, computes its answer without shards, and then from its own columns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import distributed_launch
+import mlot
+import mlot.nn
+from mlot.distributed import VocabShard
+
+#: Widths of the shards of a student and a teacher; some narrower than k, one empty.
+STUDENT, TEACHER = (9, 4, 12), (17, 0, 14)
+CONFIG = mlot.MultiLevelOTConfig(k=7, pool=11)
+
+
+def problem(
+    seed: int = 0, dtype: torch.dtype = torch.float64, student: tuple[int, ...] = STUDENT
+) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(seed)
+    student_mask, teacher_mask = torch.rand(3, 6, generator=g) < 0.7, torch.rand(3, 8, generator=g) < 0.7
+    student_mask[0] = True
+    student_mask[2] = False  # no position at all
+    return {
+        "student": (2 * torch.randn(3, 6, sum(student), generator=g, dtype=torch.float64)).to(dtype),
+        "teacher": (2 * torch.randn(3, 8, sum(TEACHER), generator=g, dtype=torch.float64)).to(dtype),
+        "masks": {"student_mask": student_mask, "teacher_mask": teacher_mask},
+    }
+
+
+def head(vocabulary: int, length: int, seed: int, dtype: torch.dtype = torch.float64) -> mlot.LinearHead:
+    g = torch.Generator().manual_seed(seed)
+    return mlot.LinearHead(
+        torch.randn(3, length, 5, generator=g, dtype=torch.float64).to(dtype),
+        torch.randn(vocabulary, 5, generator=g, dtype=torch.float64).to(dtype),
+        torch.randn(vocabulary, generator=g, dtype=torch.float64).to(dtype),
+        softcap=6.0,
+        scale=1.3,
+    )
+
+
+def columns_of(rank: int, sizes: tuple[int, ...]) -> slice:
+    start = sum(sizes[:rank])
+    return slice(start, start + sizes[rank])
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_()
+
+
+def leaves(source: Any) -> Any:
+    return source.map(leaf) if isinstance(source, mlot.LinearHead) else leaf(source)
+
+
+def shard(source: Any, rank: int, sizes: tuple[int, ...], group: Any = None) -> VocabShard:
+    """This process's part of a whole source, of leaves of its own."""
+    mine = columns_of(rank, sizes)
+    if isinstance(source, mlot.LinearHead):
+        assert source.bias is not None
+        local: Any = replace(
+            source, hidden=leaf(source.hidden), weight=leaf(source.weight[mine]), bias=leaf(source.bias[mine])
+        )
+    else:
+        local = leaf(source[..., mine])
+    return VocabShard(local, group)
+
+
+def gradients(source: Any) -> list[Tensor]:
+    if isinstance(source, VocabShard):
+        return gradients(source.local)
+    tensors = [source.hidden, source.weight, source.bias] if isinstance(source, mlot.LinearHead) else [source]
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in tensors]
+
+
+def mine(source: Any, rank: int, sizes: tuple[int, ...]) -> list[Tensor]:
+    """What the gradients of this process's shard should be, from those of the whole."""
+    found, at = gradients(source), columns_of(rank, sizes)
+    if isinstance(source, mlot.LinearHead):
+        return [found[0], found[1][at], found[2][at]]
+    return [found[0][..., at]]
+
+
+def close(got: Any, want: Any, tol: float = 1e-10) -> None:
+    torch.testing.assert_close(got, want, rtol=tol, atol=tol)
+
+
+def same_loss_and_gradients(
+    rank: int,
+    student: Any,
+    teacher: Any,
+    config: mlot.MultiLevelOTConfig,
+    masks: dict[str, Any],
+    *,
+    shards: str,
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] = (STUDENT, TEACHER),
+    group: Any = None,
+) -> None:
+    whole = leaves(student), leaves(teacher)
+    want = mlot.multi_level_ot(*whole, **masks, config=config, reduction="sum")
+    want.loss.backward()
+    parts = tuple(
+        shard(source, rank, widths, group) if which in shards else leaves(source)
+        for which, source, widths in zip("st", (student, teacher), sizes, strict=True)
+    )
+    got = mlot.multi_level_ot(*parts, **masks, config=config, reduction="sum")
+    got.loss.backward()
+    for name in ("loss", "had", "sl", "sd"):
+        close(getattr(got, name), getattr(want, name))
+    assert torch.equal(got.teacher_columns, want.teacher_columns)
+    assert torch.equal(got.student_columns, want.student_columns)
+    for ours, theirs in zip(vars(got.diagnostics()).values(), vars(want.diagnostics()).values(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)  # NaN where there is no bound
+    for part, source, widths in zip(parts, whole, sizes, strict=True):
+        expected = mine(source, rank, widths) if isinstance(part, VocabShard) else gradients(source)
+        for ours, theirs in zip(gradients(part), expected, strict=True):
+            close(ours, theirs)
+
+
+# -- selection -------------------------------------------------------------------------------------------
+
+
+def selection_is_that_of_the_whole(rank: int, world: int) -> None:
+    whole = problem()
+    mask = whole["masks"]["student_mask"]
+    for k in (1, 7, 25, None):  # up to more than every shard has, and all
+        for standardize in (False, True):
+            for temperature, extra in ((1.0, (2.0,)), (0.7, (2.0, 1.4, 3.0)), (2.0, ())):
+                settings = {"k": k, "temperature": temperature, "extra_temperatures": extra}
+                want = mlot.select(whole["student"], mask, standardize=standardize, **settings)
+                got = mlot.select(
+                    shard(whole["student"], rank, STUDENT), mask, standardize=standardize, **settings
+                )
+                assert torch.equal(got.columns, want.columns)
+                for name in ("log_probs", "log_normalizers", "column_mass"):
+                    close(getattr(got, name), getattr(want, name), 1e-12)
+                for name in ("vocab_size", "temperature", "extra_temperatures", "standardize"):
+                    assert getattr(got, name) == getattr(want, name)
+
+
+def selection_is_the_same_on_every_process_to_the_last_bit(rank: int, world: int) -> None:
+    for seed, dtype in enumerate((torch.float64, torch.float32, torch.bfloat16)):
+        whole = problem(seed, dtype)
+        traces = mlot.select(shard(whole["student"], rank, STUDENT), k=11)
+        for name in ("columns", "log_probs", "log_normalizers", "column_mass"):
+            value = getattr(traces, name).detach().contiguous()
+            everyone = [torch.empty_like(value) for _ in range(world)]
+            dist.all_gather(everyone, value)
+            assert all(torch.equal(value, other) for other in everyone), (name, dtype)
+
+
+def ties_go_to_the_lower_index_of_the_whole(rank: int, world: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        logits = torch.randint(3, (2, 1, 25), generator=g).expand(2, 4, 25).float()
+        want = mlot.select(logits.contiguous(), k=12)
+        got = mlot.select(shard(logits, rank, STUDENT), k=12)
+        assert torch.equal(got.columns, want.columns)
+
+
+def excluded_columns_and_positions_count_for_nothing(rank: int, world: int) -> None:
+    """A shard whose columns are all impossible, and positions that hold no numbers."""
+    whole = problem()
+    student = whole["student"].clone()
+    student[..., columns_of(1, STUDENT)] = -torch.inf
+    mask = whole["masks"]["student_mask"]
+    want = mlot.select(student, mask, k=20)
+    polluted = student.clone()
+    polluted[~mask] = torch.nan
+    part = shard(polluted, rank, STUDENT)
+    got = mlot.select(part, mask, k=20)
+    assert torch.equal(got.columns, want.columns)
+    close(got.log_probs, want.log_probs)
+    got.log_probs[mask].exp().sum().backward()
+    assert torch.isfinite(gradients(part)[0]).all()
+    assert not gradients(part)[0][~mask].any()
+
+
+def given_columns_are_taken(rank: int, world: int) -> None:
+    whole = problem()
+    mask = whole["masks"]["student_mask"]
+    columns = torch.tensor([[24, 0, 9], [8, 12, 13], [1, 2, 3]])
+    source = leaves(whole["student"])
+    want = mlot.get_backend("torch").take(
+        source, columns, mask, temperature=1.0, extra_temperatures=(2.0,), standardize=True
+    )
+    part = shard(whole["student"], rank, STUDENT)
+    got = part.take(columns, mask, standardize=True)
+    close(got.log_probs, want.log_probs)
+    close(got.column_mass, want.column_mass)
+    for traces in (want, got):
+        (traces.at(2.0)[mask].square().sum() + traces.log_probs[mask].sum()).backward()
+    close(gradients(part), mine(source, rank, STUDENT))
+    with pytest.raises(ValueError, match="columns: expected 0 to 24, got 25"):
+        part.take(columns + 1, mask)
+
+
+# -- the loss and its gradients --------------------------------------------------------------------------
+
+
+def loss_with_either_side_sharded(rank: int, world: int) -> None:
+    for seed, shards in enumerate(("s", "t", "st")):
+        for matching in ("optimal", "rank", "greedy", "sinkhorn"):
+            whole = problem(seed)
+            same_loss_and_gradients(
+                rank,
+                whole["student"],
+                whole["teacher"],
+                replace(CONFIG, matching=matching),
+                whole["masks"],
+                shards=shards,
+            )
+
+
+def loss_of_standardised_logits(rank: int, world: int) -> None:
+    for seed, shards in enumerate(("s", "st")):
+        whole = problem(seed)
+        config = replace(CONFIG, standardize=True, temperature=0.8)
+        same_loss_and_gradients(
+            rank, whole["student"], whole["teacher"], config, whole["masks"], shards=shards
+        )
+
+
+def loss_of_heads(rank: int, world: int) -> None:
+    masks = problem()["masks"]
+    student, teacher = head(sum(STUDENT), 6, 1), head(sum(TEACHER), 8, 2)
+    for standardize in (False, True):
+        config = replace(CONFIG, standardize=standardize)
+        same_loss_and_gradients(rank, student, teacher, config, masks, shards="st")
+    same_loss_and_gradients(rank, student, problem()["teacher"], CONFIG, masks, shards="s")
+
+
+def loss_without_truncation(rank: int, world: int) -> None:
+    whole = problem()
+    config = mlot.MultiLevelOTConfig(k=None, matching="rank")
+    same_loss_and_gradients(rank, whole["student"], whole["teacher"], config, whole["masks"], shards="st")
+
+
+def loss_over_a_group_of_two(rank: int, world: int) -> None:
+    group = dist.new_group([2, 0])
+    if rank == 1:
+        with pytest.raises(ValueError, match="group: expected one that this process belongs to"):
+            VocabShard(torch.zeros(1, 2, 3), group)
+        return
+    inside = dist.get_rank(group)
+    whole = problem(student=(3, 15))
+    same_loss_and_gradients(
+        inside,
+        whole["student"],
+        whole["teacher"],
+        CONFIG,
+        whole["masks"],
+        shards="st",
+        sizes=((3, 15), (30, 1)),
+        group=group,
+    )
+
+
+def gradient_by_finite_differences(rank: int, world: int) -> None:
+    """Of one number of one shard at a time, while the other processes keep theirs."""
+    masks = problem()["masks"]
+    whole = head(sum(STUDENT), 6, 3)
+    part = shard(whole, rank, STUDENT)
+    teacher = problem()["teacher"]
+
+    def loss() -> Tensor:
+        return mlot.multi_level_ot(part, teacher, **masks, config=CONFIG).loss
+
+    loss().backward()
+    step = 1e-6
+    assert isinstance(part.local, mlot.LinearHead)
+    tensors = (part.local.hidden, part.local.weight, part.local.bias)
+    for turn in range(world):
+        for which, index in ((1, (2, 3)), (2, (1,)), (1, (0, 0))):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    tensor = tensors[which]
+                    assert tensor is not None
+                    if rank == turn:
+                        tensor[index] += sign * step
+                    values.append(loss())
+                    if rank == turn:
+                        tensor[index] -= sign * step
+            if rank == turn:
+                slope = (values[0] - values[1]) / (2 * step)
+                close(gradients(part)[which][index], slope, 1e-7)
+    for index in ((0, 1, 2), (1, 0, 4)):  # hidden states are the same everywhere, so they change everywhere
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                tensors[0][index] += sign * step  # type: ignore[index]
+                values.append(loss())
+                tensors[0][index] -= sign * step  # type: ignore[index]
+        close(gradients(part)[0][index], (values[0] - values[1]) / (2 * step), 1e-7)
+
+
+def low_precision_stays_within_the_error_of_the_whole(rank: int, world: int) -> None:
+    """|ours - truth| <= |whole in bfloat16 - truth| + a little, for loss and gradients."""
+    for make in ("logits", "head"):
+        whole = problem(5, torch.bfloat16)
+        student: Any = whole["student"] if make == "logits" else head(sum(STUDENT), 6, 1, torch.bfloat16)
+        exact = student.map(Tensor.double) if make == "head" else student.double()
+        results = []
+        for source, teacher in ((exact, whole["teacher"].double()), (student, whole["teacher"])):
+            source = leaves(source)
+            loss = mlot.multi_level_ot(source, teacher, **whole["masks"], config=CONFIG).loss
+            loss.backward()
+            results.append((loss, mine(source, rank, STUDENT)))
+        part = shard(student, rank, STUDENT)
+        teacher_part = shard(whole["teacher"], rank, TEACHER)
+        loss = mlot.multi_level_ot(part, teacher_part, **whole["masks"], config=CONFIG).loss
+        loss.backward()
+        (truth, true_pulls), (naive, naive_pulls) = results
+        assert (loss - truth).abs() <= (naive - truth).abs() + 1e-5
+        for ours, theirs, true in zip(gradients(part), naive_pulls, true_pulls, strict=True):
+            assert ours.dtype == torch.bfloat16
+            budget = (theirs - true).abs().amax() if true.numel() else torch.tensor(0.0)
+            worst = (ours - true).abs().amax() if true.numel() else torch.tensor(0.0)
+            assert worst <= budget + 1e-5, (make, worst, budget)
+
+
+# -- the module ------------------------------------------------------------------------------------------
+
+
+def labels(vocabulary: int, length: int, seed: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    made = torch.randint(vocabulary, (3, length), generator=g)
+    return made.masked_fill(torch.rand(made.shape, generator=g) < 0.3, -100)
+
+
+def module_with_cross_entropy(rank: int, world: int) -> None:
+    student_labels, teacher_labels = labels(sum(STUDENT), 6, 1), labels(sum(TEACHER), 8, 2)
+    for student in (problem()["student"], head(sum(STUDENT), 6, 1)):
+        for alpha, items in ((0.15, None), (0.0, None), (0.5, 17)):
+            criterion = mlot.nn.MultiLevelOTLoss(CONFIG, alpha=alpha)
+            source, part = leaves(student), shard(student, rank, STUDENT)
+            teacher = problem()["teacher"]
+            want = criterion.terms(source, teacher, student_labels, teacher_labels, items)
+            got = criterion.terms(part, shard(teacher, rank, TEACHER), student_labels, teacher_labels, items)
+            close([got.loss, got.cross_entropy], [want.loss, want.cross_entropy])
+            want.loss.backward()
+            got.loss.backward()
+            close(gradients(part), mine(source, rank, STUDENT))
+
+
+# -- DTensors, communication, errors ---------------------------------------------------------------------
+
+
+def logits_as_dtensors(rank: int, world: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    whole = problem()  # 25 columns: shards of 9, 9 and 7
+    student = distribute_tensor(whole["student"], mesh, [Shard(2)]).requires_grad_()
+    source = VocabShard.from_dtensor(student)
+    assert source.sizes == (9, 9, 7)
+    dense = leaves(whole["student"])
+    for x in (source, dense):
+        mlot.multi_level_ot(x, whole["teacher"], **whole["masks"], config=CONFIG).loss.backward()
+    assert student.grad is not None
+    close(student.grad.full_tensor(), dense.grad)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=r"logits: expected a DTensor, got Tensor"):
+        VocabShard.from_dtensor(whole["student"])
+    with pytest.raises(ValueError, match=r"logits: expected Shard\(2\) once, .* got placements"):
+        VocabShard.from_dtensor(distribute_tensor(whole["student"], mesh, [Replicate()]))
+    with pytest.raises(TypeError, match=r"from_dtensor"):
+        VocabShard(student)
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Numbers sent by each collective operation of this process."""
+    sent: list[int] = []
+    reduce, gather = dist.all_reduce, dist.all_gather
+
+    def counting_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel())
+        return reduce(tensor, *args, **kwargs)
+
+    def counting_gather(tensors: list[Tensor], tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel())
+        return gather(tensors, tensor, *args, **kwargs)
+
+    dist.all_reduce, dist.all_gather = counting_reduce, counting_gather  # type: ignore[assignment]
+    try:
+        yield sent
+    finally:
+        dist.all_reduce, dist.all_gather = reduce, gather
+
+
+def communication_does_not_grow_with_the_vocabulary(rank: int, world: int) -> None:
+    batch, length, k, width = 2, 6, 7, 5
+    for vocabulary in (60, 600):
+        for standardize in (False, True):
+            logits = torch.randn(batch, length, vocabulary, dtype=torch.float64, requires_grad=True)
+            with counted() as sent:
+                traces = mlot.select(
+                    VocabShard(logits, sizes=(vocabulary,) * world), k=k, standardize=standardize
+                )
+            positions = batch * length
+            assert sum(sent) == 2 * positions * standardize + 3 * positions + 2 * batch * k + positions * k
+            with counted() as sent:
+                traces.log_probs.sum().backward()
+            assert sum(sent) == positions * standardize
+        hidden = torch.randn(batch, length, width, requires_grad=True)
+        weight = torch.randn(vocabulary, width, requires_grad=True)
+        traces = mlot.select(VocabShard(mlot.LinearHead(hidden, weight), sizes=(vocabulary,) * world), k=k)
+        with counted() as sent:
+            traces.log_probs.sum().backward()
+        assert sent == [batch * length * width]
+
+
+def shapes_that_do_not_fit_are_refused_everywhere(rank: int, world: int) -> None:
+    with pytest.raises(
+        ValueError, match=r"local: expected one batch, length and type on all processes, got \(1"
+    ):
+        VocabShard(torch.zeros(1, 2 + rank, 3))
+    with pytest.raises(ValueError, match="local: expected one batch, length and type"):
+        VocabShard(torch.zeros(1, 2, 3, dtype=torch.float64 if rank else torch.float32))
+    for sizes, match in (
+        ((3, 3), "expected 3 of them"),
+        ((4, 4, 4), r"sizes: expected 3, the width of local"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            VocabShard(torch.zeros(1, 2, 3), sizes=sizes)
+    with pytest.raises(TypeError, match="sizes: expected integers, one for each rank, got int"):
+        VocabShard(torch.zeros(1, 2, 3), sizes=3)  # type: ignore[arg-type]
+    source = VocabShard(torch.zeros(1, 2, 3), sizes=(3, 3, 3))
+    with pytest.raises(
+        TypeError, match="student: expected logits or a LinearHead, since ULD needs every column"
+    ):
+        mlot.uld(source, torch.zeros(1, 2, 9))
+    with pytest.raises(TypeError, match="expected a torch tensor"):
+        mlot.select(source, k=2, backend="numpy")
+    assert source.shape == (1, 2, 9)
+    assert all(a <= b for a, b in pairwise(source.sizes or ()))
+
+
+if __name__ == "__main__":
+    distributed_launch.main(__file__, globals())
