@@ -9,6 +9,7 @@ from mlot.losses import Diagnostics, MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.matching import assign, matching_gap
 from mlot.sources import LinearHead
+from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces, select
 from mlot.transport import TransportResult, emd, sinkhorn
@@ -20,6 +21,8 @@ __all__ = [
     "LinearHead",
     "MultiLevelOTConfig",
     "MultiLevelOTResult",
+    "MultiTeacherResult",
+    "Teacher",
     "TopKLogprobs",
     "Traces",
     "TransportResult",
@@ -32,6 +35,7 @@ __all__ = [
     "mask_from_labels",
     "matching_gap",
     "multi_level_ot",
+    "multi_teacher_ot",
     "register_backend",
     "select",
     "sequence_cost",

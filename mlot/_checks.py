@@ -170,11 +170,11 @@ def whole_source(name: str, source: Any, why: str) -> None:
         raise TypeError(f"{name}: expected logits or a LinearHead, since {why}, got {type(source).__name__}")
 
 
-def same_batch(student: Source, teacher: Source) -> None:
+def same_batch(student: Source, teacher: Source, name: str = "teacher") -> None:
     """Require sources of one batch size."""
     if student.shape[0] != teacher.shape[0]:
         raise ValueError(
-            f"teacher: expected the batch size of student, {student.shape[0]}, got {teacher.shape[0]} "
+            f"{name}: expected the batch size of student, {student.shape[0]}, got {teacher.shape[0]} "
             f"(student {tuple(student.shape)}, teacher {tuple(teacher.shape)})"
         )
 
@@ -186,22 +186,23 @@ def pairs(
     teacher: Source,
     student_mask: Array,
     teacher_mask: Array,
+    name: str = "pairs",
 ) -> Array:
     """Check pairs of positions, or make them by index; return them with invalid ones blanked."""
     if value is None:
         return xp.index_pairs(student_mask, teacher_mask)
     batch = student.shape[0]
     if len(value.shape) != 3 or value.shape[0] != batch or value.shape[2] != 2:
-        raise ValueError(f"pairs: expected ({batch}, P, 2), got shape {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected ({batch}, P, 2), got shape {tuple(value.shape)}")
     if xp.kind(value) != "integer":
-        raise TypeError(f"pairs: expected integers, got {value.dtype}")
+        raise TypeError(f"{name}: expected integers, got {value.dtype}")
     if value.shape[0] and value.shape[1]:
         for side, who, length in ((0, "student", student.shape[1]), (1, "teacher", teacher.shape[1])):
             column = value[:, :, side]
             low, high = int(column.min()), int(column.max())
             if low < -1 or high >= length:
                 raise ValueError(
-                    f"pairs: expected {who} positions from 0 to {length - 1} (or -1 for no pair), "
+                    f"{name}: expected {who} positions from 0 to {length - 1} (or -1 for no pair), "
                     f"got {low if low < -1 else high}"
                 )
     return xp.restrict_pairs(value, student_mask, teacher_mask)

@@ -119,7 +119,8 @@ def multi_level_ot(
 
     Args:
         student: logits ``(B, T_s, V_s)``, a `LinearHead`, or `Traces` of at least ``config.pool`` columns.
-        teacher: logits ``(B, T_t, V_t)``, a `LinearHead`, or `Traces` of at least ``config.k`` columns.
+        teacher: logits ``(B, T_t, V_t)``, a `LinearHead`, `TopKLogprobs`, or `Traces` of at least
+            ``config.k`` columns.
         student_mask: positions whose prediction counts, ``(B, T_s)`` booleans (see `mask_from_labels`);
             ``None`` means all.
         teacher_mask: the same for the teacher, ``(B, T_t)``.
@@ -172,8 +173,7 @@ def multi_level_ot(
     teacher_mask = _checks.source_and_mask(xp, "teacher", teacher, "teacher_mask", teacher_mask)
     _checks.same_batch(student, teacher)
     pairs = _checks.pairs(xp, pairs, student, teacher, student_mask, teacher_mask)
-    k = min(student.shape[2], teacher.shape[2], config.k if config.k is not None else student.shape[2])
-    pool = _pool(config, k, student)
+    k, pool = _columns(config, student, teacher)
     student_traces = _traces(xp, student, student_mask, pool, config, "student")
     teacher_traces = _traces(xp, teacher, teacher_mask, k, config, "teacher")
     return _loss(xp, student_traces, teacher_traces, pairs, config, reduction, num_items, return_plan)
@@ -186,12 +186,13 @@ def _traces(
     return _select(xp, source, mask, k, config.temperature, extra, config.standardize, name)
 
 
-def _pool(config: MultiLevelOTConfig, k: int, student: Source) -> int:
-    """Number of student columns to select."""
+def _columns(config: MultiLevelOTConfig, student: Source, teacher: Source) -> tuple[int, int]:
+    """Number of teacher columns and of student columns to select."""
+    k = min(student.shape[2], teacher.shape[2], config.k if config.k is not None else student.shape[2])
     if config.matching in ("rank", "sinkhorn"):
-        return k
+        return k, k
     pool = max(default_pool(k) if config.pool is None else config.pool, k)
-    return min(pool, student.shape[2])
+    return k, min(pool, student.shape[2])
 
 
 def _loss(

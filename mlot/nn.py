@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,14 @@ from mlot.divergences import uld
 from mlot.losses import MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.sources import LinearHead
+from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 __all__ = ["DistillationTerms", "MultiLevelOTLoss", "ULDLoss"]
+
+#: What a teacher of `MultiLevelOTLoss` can be: one source, or several weighted ones.
+TeacherLogits: TypeAlias = Tensor | LinearHead | TopKLogprobs | Traces | Sequence[Teacher]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +36,14 @@ class DistillationTerms:
         loss: cross-entropy plus the weighted distillation term, a scalar.
         cross_entropy: mean negative log-likelihood of the student's targets, a scalar.
         distillation: the distillation term before its weight, a scalar.
-        ot: everything that `mlot.multi_level_ot` returned, where that is the distillation term.
+        ot: everything that `mlot.multi_level_ot` (or `mlot.multi_teacher_ot`) returned, where that is the
+            distillation term.
     """
 
     loss: Tensor
     cross_entropy: Tensor
     distillation: Tensor
-    ot: MultiLevelOTResult | None = None
+    ot: MultiLevelOTResult | MultiTeacherResult | None = None
 
 
 class MultiLevelOTLoss(nn.Module):
@@ -75,9 +83,9 @@ class MultiLevelOTLoss(nn.Module):
     def forward(
         self,
         student_logits: Tensor | LinearHead,
-        teacher_logits: Tensor | LinearHead | Traces,
+        teacher_logits: TeacherLogits,
         student_labels: Tensor,
-        teacher_labels: Tensor | None = None,
+        teacher_labels: Tensor | Sequence[Tensor | None] | None = None,
         num_items_in_batch: float | Tensor | None = None,
         *,
         pairs: Tensor | None = None,
@@ -90,9 +98,9 @@ class MultiLevelOTLoss(nn.Module):
     def terms(
         self,
         student_logits: Tensor | LinearHead,
-        teacher_logits: Tensor | LinearHead | Traces,
+        teacher_logits: TeacherLogits,
         student_labels: Tensor,
-        teacher_labels: Tensor | None = None,
+        teacher_labels: Tensor | Sequence[Tensor | None] | None = None,
         num_items_in_batch: float | Tensor | None = None,
         *,
         pairs: Tensor | None = None,
@@ -101,13 +109,16 @@ class MultiLevelOTLoss(nn.Module):
 
         Args:
             student_logits: ``(B, T_s, V_s)`` logits or a `mlot.LinearHead`.
-            teacher_logits: ``(B, T_t, V_t)`` logits, a `mlot.LinearHead`, or `mlot.Traces` saved earlier.
+            teacher_logits: ``(B, T_t, V_t)`` logits, a `mlot.LinearHead`, `mlot.TopKLogprobs`, `mlot.Traces`
+                saved earlier, or a sequence of `mlot.Teacher`.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
             teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their
-                mask.
+                mask, and for top-k log-probabilities, of which the positions with an entry count. With several
+                teachers ``None``, or labels or ``None`` for each: those without use their own ``mask``.
             num_items_in_batch: number of positions to divide every mean by instead of those of this batch:
                 what transformers' ``Trainer`` passes under gradient accumulation.
             pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
+                Several teachers bring their own.
 
         Returns:
             `DistillationTerms`.
@@ -115,6 +126,10 @@ class MultiLevelOTLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind, shape or range.
         """
+        if _several(teacher_logits):
+            return self._several(
+                student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs
+            )
         student_mask, teacher_mask = _masks(
             student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch
         )
@@ -130,6 +145,29 @@ class MultiLevelOTLoss(nn.Module):
                 num_items=num_items_in_batch,
             )
         nll = _mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
+        return self._sum(nll, ot)
+
+    def _several(
+        self,
+        student: Tensor | LinearHead,
+        teachers: Any,
+        student_labels: Tensor,
+        teacher_labels: Any,
+        num_items: float | Tensor | None,
+        pairs: Tensor | None,
+    ) -> DistillationTerms:
+        """Cross-entropy once, and transport from every teacher."""
+        if pairs is not None:
+            raise ValueError("pairs: expected None with several teachers, each of which brings its own")
+        student_mask, masked = _masks_of_several(student, teachers, student_labels, teacher_labels, num_items)
+        ot = None
+        if self.alpha:
+            ot = multi_teacher_ot(
+                student, masked, student_mask=student_mask, config=self.config, num_items=num_items
+            )
+        return self._sum(_mean_cross_entropy(student, student_labels, student_mask, num_items), ot)
+
+    def _sum(self, nll: Tensor, ot: MultiLevelOTResult | MultiTeacherResult | None) -> DistillationTerms:
         if ot is None:
             return DistillationTerms(nll, nll, torch.zeros_like(nll))
         return DistillationTerms(nll + self.alpha * ot.loss, nll, ot.loss, ot)
@@ -204,40 +242,86 @@ class ULDLoss(nn.Module):
 
 def _masks(
     student: Tensor | LinearHead,
-    teacher: Tensor | LinearHead | Traces,
+    teacher: Any,
     student_labels: Tensor,
-    teacher_labels: Tensor | None,
+    teacher_labels: Any,
     num_items: float | Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Check labels against what they belong to, and turn them into masks."""
+    student_mask = _student_mask(student, student_labels, num_items)
+    if teacher_labels is None:
+        if not (isinstance(teacher, Composite) and teacher._knows_mask):
+            raise TypeError(
+                "teacher_labels: expected integers (B, T_t), got None without traces for a teacher"
+            )
+        return student_mask, None
+    return student_mask, _mask_of("teacher_labels", teacher_labels, teacher, "teacher_logits")
+
+
+def _several(teacher: Any) -> bool:
+    """Whether a teacher is a sequence of them."""
+    return isinstance(teacher, Sequence) and not isinstance(teacher, str)
+
+
+def _masks_of_several(
+    student: Tensor | LinearHead,
+    teachers: Sequence[Teacher],
+    student_labels: Tensor,
+    teacher_labels: Any,
+    num_items: float | Tensor | None,
+) -> tuple[Tensor, list[Teacher]]:
+    """The student's mask, and the teachers with theirs."""
+    student_mask = _student_mask(student, student_labels, num_items)
+    if teacher_labels is None:
+        teacher_labels = [None] * len(teachers)
+    if not _several(teacher_labels) or len(teacher_labels) != len(teachers):
+        got = f"{len(teacher_labels)}" if _several(teacher_labels) else type(teacher_labels).__name__
+        raise ValueError(
+            f"teacher_labels: expected None, or labels or None for each of {len(teachers)} teachers, got {got}"
+        )
+    masked = []
+    for m, (teacher, labels) in enumerate(zip(teachers, teacher_labels, strict=True)):
+        if not isinstance(teacher, Teacher):
+            raise TypeError(f"teacher_logits[{m}]: expected a mlot.Teacher, got {type(teacher).__name__}")
+        name = f"teacher_labels[{m}]"
+        if labels is None:
+            known = isinstance(teacher.source, Composite) and teacher.source._knows_mask
+            if teacher.mask is None and not known:
+                raise TypeError(f"{name}: expected integers (B, T_t), got None for a Teacher without a mask")
+            masked.append(teacher)
+            continue
+        if teacher.mask is not None:
+            raise ValueError(f"{name}: expected None for a Teacher with a mask of its own, got labels")
+        mask = _mask_of(name, labels, teacher.source, f"teacher_logits[{m}].source")
+        masked.append(replace(teacher, mask=mask))
+    return student_mask, masked
+
+
+def _student_mask(student: Tensor | LinearHead, labels: Tensor, num_items: float | Tensor | None) -> Tensor:
     _checks.num_items(num_items)
-    if teacher_labels is None and not (isinstance(teacher, Composite) and teacher._knows_mask):
-        raise TypeError("teacher_labels: expected integers (B, T_t), got None without traces for a teacher")
     if not (isinstance(student, Composite) and student._scores):
         _checks.whole_source("student_logits", student, "cross-entropy needs them")
-    xp = get_backend("torch")
-    masks: list[Tensor | None] = []
-    for name, source, labels in (("student", student, student_labels), ("teacher", teacher, teacher_labels)):
-        if labels is None:
-            masks.append(None)
-            continue
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"{name}_labels: expected a torch tensor, got {type(labels).__name__}")
-        if tuple(labels.shape) != tuple(source.shape[:2]):
-            raise ValueError(
-                f"{name}_labels: expected shape {tuple(source.shape[:2])}, as {name}_logits, "
-                f"got {tuple(labels.shape)}"
-            )
-        if xp.kind(labels) != "integer":
-            raise TypeError(f"{name}_labels: expected integers, got {labels.dtype}")
-        masks.append(mask_from_labels(labels))
-    student_mask, teacher_mask = masks
-    assert student_mask is not None
-    if (
-        student_labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    ):  # elsewhere looking would wait for the device
-        _targets_in_vocabulary(student_labels[:, 1:], int(student.shape[2]))
-    return student_mask, teacher_mask
+    mask = _mask_of("student_labels", labels, student, "student_logits")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        # elsewhere looking would wait for the device
+        _targets_in_vocabulary(labels[:, 1:], int(student.shape[2]))
+    return mask
+
+
+def _mask_of(name: str, labels: Any, source: Any, of: str) -> Tensor:
+    """Check labels against a source, and turn them into its mask."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a torch tensor, got {type(labels).__name__}")
+    if not hasattr(source, "shape"):
+        raise TypeError(f"{of}: expected an array or a source, got {type(source).__name__}")
+    if tuple(labels.shape) != tuple(source.shape[:2]):
+        raise ValueError(
+            f"{name}: expected shape {tuple(source.shape[:2])}, as {of}, got {tuple(labels.shape)}"
+        )
+    if get_backend("torch").kind(labels) != "integer":
+        raise TypeError(f"{name}: expected integers, got {labels.dtype}")
+    mask: Tensor = mask_from_labels(labels)
+    return mask
 
 
 def _targets_in_vocabulary(targets: Tensor, vocabulary: int) -> None:

@@ -1,0 +1,172 @@
+"""Several teachers at once: a weighted set of sources, each with its own mask, pairs and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlot import _checks
+from mlot._typing import Array, Reduction
+from mlot.backends.base import Backend
+from mlot.config import MultiLevelOTConfig
+from mlot.divergences import _check_reduction
+from mlot.losses import MultiLevelOTResult, _columns, _loss, _traces, _weighted
+from mlot.sources import Source
+from mlot.traces import Traces, _select
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """One of several teachers.
+
+    Args:
+        source: logits ``(B, T_t, V_t)``, a `LinearHead`, `TopKLogprobs`, or `Traces`.
+        weight: factor of this teacher's loss; with 0 it is computed and left out of the sum.
+        mask: positions whose prediction counts, ``(B, T_t)`` booleans; ``None`` means all.
+        pairs: ``(B, P, 2)`` integers ``[student position, teacher position]``, padded by -1; ``None`` pairs
+            by index.
+        config: settings for this teacher; ``None`` means those given for all.
+
+    Raises:
+        TypeError, ValueError: ``weight`` or ``config`` is of the wrong kind or out of range.
+    """
+
+    source: Source
+    weight: float = 1.0
+    mask: Array | None = None
+    pairs: Array | None = None
+    config: MultiLevelOTConfig | None = None
+
+    def __post_init__(self) -> None:
+        _checks.number("weight", self.weight, allow_zero=True)
+        if self.config is not None and not isinstance(self.config, MultiLevelOTConfig):
+            raise TypeError(
+                f"config: expected a MultiLevelOTConfig or None, got {type(self.config).__name__}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class MultiTeacherResult:
+    """Value of a loss with several teachers, and what each of them gave.
+
+    Attributes:
+        loss: sum of weight times loss over the teachers, reduced.
+        results: what `multi_level_ot` gives for each teacher, in their order.
+        weights: weight of each.
+    """
+
+    loss: Array
+    results: tuple[MultiLevelOTResult, ...]
+    weights: tuple[float, ...]
+
+
+def multi_teacher_ot(
+    student: Source,
+    teachers: Sequence[Teacher],
+    *,
+    student_mask: Array | None = None,
+    config: MultiLevelOTConfig | None = None,
+    reduction: Reduction = "mean",
+    num_items: float | Array | None = None,
+    backend: str | None = None,
+    return_plan: bool = False,
+) -> MultiTeacherResult:
+    r"""Multi-level optimal transport from several teachers to one student.
+
+    .. math:: \mathcal L = \sum_m w_m \mathcal L_m
+
+    with the loss :math:`\mathcal L_m` of eqs. (10)-(20) for each teacher, as `multi_level_ot` computes it.
+    The student's vocabulary is walked over once, forward and backward, for all teachers whose settings have
+    the same ``temperature`` and ``standardize`` (which decide what its heaviest columns are); what other
+    temperatures need is found in the same walk.
+
+    Args:
+        student: logits ``(B, T_s, V_s)``, a `LinearHead`, or `Traces` that serve every teacher's settings.
+        teachers: at least one `Teacher`, of vocabularies and lengths of their own.
+        student_mask: positions whose prediction counts, ``(B, T_s)`` booleans; ``None`` means all.
+        config: settings for the teachers that bring none; ``None`` means the paper's.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, as for `multi_level_ot`; means are taken for each
+            teacher by its own counts.
+        num_items: with ``"mean"``, the number to divide every term by instead.
+        backend: name of a backend; ``None`` finds it from the type of the arrays.
+        return_plan: keep the transport plans in the results.
+
+    Returns:
+        `MultiTeacherResult`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, shape or range; messages name the teacher.
+
+    >>> import numpy as np, mlot
+    >>> rng = np.random.default_rng(0)
+    >>> student = rng.normal(size=(2, 5, 30))
+    >>> teachers = [mlot.Teacher(rng.normal(size=(2, 7, 40)), weight=0.7),
+    ...             mlot.Teacher(rng.normal(size=(2, 6, 20)), weight=0.3)]
+    >>> result = mlot.multi_teacher_ot(student, teachers, config=mlot.MultiLevelOTConfig(k=8))
+    >>> first, second = result.results
+    >>> bool(np.isclose(result.loss, 0.7 * first.loss + 0.3 * second.loss))
+    True
+    """
+    teachers = _checked_teachers(teachers)
+    default = MultiLevelOTConfig() if config is None else config
+    if not isinstance(default, MultiLevelOTConfig):
+        raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(default).__name__}")
+    _check_reduction(reduction, num_items)
+    _checks.flag("return_plan", return_plan)
+    _checks.student_source("student", student)
+    arguments: dict[str, Any] = {"student": student, "student_mask": student_mask}
+    for m, teacher in enumerate(teachers):
+        for name in ("source", "mask", "pairs"):
+            arguments[f"teachers[{m}].{name}"] = getattr(teacher, name)
+    xp, (student, student_mask, *parts) = _checks.resolve(arguments, backend)
+    student_mask = _checks.source_and_mask(xp, "student", student, "student_mask", student_mask)
+    configs = [default if teacher.config is None else teacher.config for teacher in teachers]
+    sides = []
+    for m, each in enumerate(configs):
+        name, (source, mask, pairs) = f"teachers[{m}]", parts[3 * m : 3 * m + 3]
+        mask = _checks.source_and_mask(xp, f"{name}.source", source, f"{name}.mask", mask)
+        _checks.same_batch(student, source, f"{name}.source")
+        pairs = _checks.pairs(xp, pairs, student, source, student_mask, mask, f"{name}.pairs")
+        sides.append((source, mask, pairs, *_columns(each, student, source)))
+    selected = _student_traces(xp, student, student_mask, configs, [pool for *_, pool in sides])
+    results = []
+    for m, (each, (source, mask, pairs, k, pool)) in enumerate(zip(configs, sides, strict=True)):
+        traces = _traces(xp, source, mask, k, each, f"teachers[{m}].source")
+        pooled = _traces(xp, selected[_key(each)], student_mask, pool, each, "student")
+        results.append(_loss(xp, pooled, traces, pairs, each, reduction, num_items, return_plan))
+    weights = tuple(float(teacher.weight) for teacher in teachers)
+    loss = _weighted(tuple(zip(weights, (result.loss for result in results), strict=True)))
+    return MultiTeacherResult(loss, tuple(results), weights)
+
+
+def _checked_teachers(teachers: Any) -> Sequence[Teacher]:
+    if not isinstance(teachers, Sequence) or isinstance(teachers, str):
+        raise TypeError(f"teachers: expected a sequence of Teacher, got {type(teachers).__name__}")
+    if not teachers:
+        raise ValueError("teachers: expected at least one Teacher, got none")
+    for m, teacher in enumerate(teachers):
+        if not isinstance(teacher, Teacher):
+            raise TypeError(f"teachers[{m}]: expected a Teacher, got {type(teacher).__name__}")
+    if all(teacher.weight == 0 for teacher in teachers):
+        raise ValueError("teachers: expected one with a positive weight, got only weights of 0")
+    return teachers
+
+
+def _key(config: MultiLevelOTConfig) -> tuple[float, bool]:
+    """What decides the order of the student's columns."""
+    return config.temperature, config.standardize
+
+
+def _student_traces(
+    xp: Backend, student: Source, mask: Array, configs: list[MultiLevelOTConfig], pools: list[int]
+) -> dict[tuple[float, bool], Traces]:
+    """The student's traces for each key, as many columns and temperatures as any of its teachers needs."""
+    found = {}
+    for key in dict.fromkeys(map(_key, configs)):
+        members = [m for m, config in enumerate(configs) if _key(config) == key]
+        extra = tuple(dict.fromkeys(configs[m].sequence_temperature for m in members))
+        found[key] = _select(
+            xp, student, mask, max(pools[m] for m in members), key[0], extra, key[1], "student"
+        )
+    return found
