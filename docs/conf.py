@@ -31,7 +31,6 @@ extensions = [
     "interface",
     "local_inventories",
     "local_mathjax",
-
 ]
 
 nitpicky = True

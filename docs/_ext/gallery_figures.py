@@ -30,7 +30,8 @@ STYLE = {
     "image.cmap": "viridis",
     "legend.frameon": False,
     **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"),
+        INK,
     ),
 }
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -53,15 +54,18 @@ def public_names() -> dict[str, Any]:
             names[f"{module.__name__}.{name}"] = value
             if inspect.isclass(value):
                 names.update(
-                    (f"{module.__name__}.{name}.{member}", getattr(value, member)) for member in _members(value)
+                    (f"{module.__name__}.{name}.{member}", getattr(value, member))
+                    for member in _members(value)
                 )
     return names
 
 
 def _members(cls: type) -> Iterator[str]:
     for name, value in vars(cls).items():
-        if name.startswith("_") or not isinstance(value, staticmethod | classmethod | property) and not (
-            inspect.isfunction(value)
+        if (
+            name.startswith("_")
+            or not isinstance(value, staticmethod | classmethod | property)
+            and not (inspect.isfunction(value))
         ):
             continue
         yield name
@@ -110,14 +114,46 @@ def _as_written(
         written = inspect.signature(thing)
     except (TypeError, ValueError):
         return None
-    parameters = [p for p in written.parameters.values() if not p.name.startswith("_")]
+    parameters = [_shown(p) for p in written.parameters.values() if not p.name.startswith("_")]
+    if inspect.isclass(thing) and is_dataclass(thing):
+        parameters = _own(thing, parameters)
     if what == "method" and parameters and parameters[0].name == "self":
         del parameters[0]
     result = written.return_annotation
     if what in ("class", "exception") or result is inspect.Signature.empty:
         result = None
     plain = written.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
-    return stringify_signature(plain), result if result is None or isinstance(result, str) else result.__name__
+    return stringify_signature(plain), result if result is None or isinstance(
+        result, str
+    ) else result.__name__
+
+
+class _Made:
+    """Stands for a default that is made anew for each object."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    if repr(parameter.default) == "<factory>":
+        return parameter.replace(default=_Made())
+    return parameter
+
+
+def _own(cls: type, parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Parameters of a dataclass; those of a base outside of this library stand together as ``**inherited``."""
+    foreign = {
+        field.name
+        for base in cls.__mro__[1:]
+        if is_dataclass(base) and not base.__module__.startswith(_ROOT)
+        for field in fields(base)
+    }
+    own = [p for p in parameters if p.name not in foreign or p.name in vars(cls).get("__annotations__", {})]
+    if len(own) == len(parameters):
+        return parameters
+    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    return [*kept, inspect.Parameter("inherited", inspect.Parameter.VAR_KEYWORD)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
