@@ -113,8 +113,9 @@ class MultiLevelOTLoss(nn.Module):
                 saved earlier, or a sequence of `mlot.Teacher`.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
             teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their
-                mask, and for top-k log-probabilities, of which the positions with an entry count. With several
-                teachers ``None``, or labels or ``None`` for each: those without use their own ``mask``.
+                mask, and for top-k log-probabilities, of which the positions with an entry count. With
+                several teachers ``None``, or labels or ``None`` for each: those without use their own
+                ``mask``.
             num_items_in_batch: number of positions to divide every mean by instead of those of this batch:
                 what transformers' ``Trainer`` passes under gradient accumulation.
             pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
@@ -277,7 +278,8 @@ def _masks_of_several(
     if not _several(teacher_labels) or len(teacher_labels) != len(teachers):
         got = f"{len(teacher_labels)}" if _several(teacher_labels) else type(teacher_labels).__name__
         raise ValueError(
-            f"teacher_labels: expected None, or labels or None for each of {len(teachers)} teachers, got {got}"
+            f"teacher_labels: expected None or one (labels or None) for each of {len(teachers)} teachers, "
+            f"got {got}"
         )
     masked = []
     for m, (teacher, labels) in enumerate(zip(teachers, teacher_labels, strict=True)):
