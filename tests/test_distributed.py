@@ -1,39 +1,39 @@
 """Data parallelism: two processes give the loss and the gradient of one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
 
-import distributed_case
+import mlot.distributed
+from distributed_launch import case_names, launch
+
+SCRIPT = Path(__file__).with_name("distributed_data.py")
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return launch(SCRIPT, 2, tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    script = Path(distributed_case.__file__)
-    root = script.parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), "2", str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in running:
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed
-    loss, gradients = torch.load(tmp_path / "found.pt")
-    student, whole = distributed_case.model(), distributed_case.batch()
-    items = (whole["student_labels"][:, 1:] != -100).sum().double()
-    want = distributed_case.step(student, whole, items, 1)
-    torch.testing.assert_close(loss, want, rtol=1e-12, atol=0)
-    for got, parameter in zip(gradients, student.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=1e-10, atol=1e-14)
+@pytest.mark.parametrize("case", case_names(SCRIPT))
+def test_two_processes_are_as_one(failures: dict[str, str], case: str) -> None:
+    assert not failures[case], failures[case]
+
+
+def test_counts_of_one_process() -> None:
+    mask = torch.tensor([[True, False, True]])
+    assert int(mlot.distributed.global_count(mask)) == 2
+    assert float(mlot.distributed.average_count(mask)) == 2
+    assert int(mlot.distributed.global_count(mask & False)) == 1
+
+
+def test_counts_refuse_what_is_no_mask() -> None:
+    with pytest.raises(TypeError, match="mask: expected a torch tensor of booleans, got list"):
+        mlot.distributed.global_count([True])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"mask: expected booleans, got torch\.int64"):
+        mlot.distributed.average_count(torch.tensor([1]))
+    with pytest.raises(TypeError, match="parameter: expected a torch tensor, got list"):
+        mlot.distributed.unsharded([1.0])  # type: ignore[arg-type]

@@ -315,6 +315,14 @@ class Kind:
             (source,) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
         )
         self.count = len(self.tensors)
+        names = ("logits",) if head is None else ("hidden", "weight", "bias")
+        for name, tensor in zip(names, self.tensors, strict=True):
+            if hasattr(tensor, "placements"):  # a DTensor: its operations take no plain tensors
+                raise TypeError(
+                    f"{name}: expected a plain tensor, got a {type(tensor).__name__}; for a weight under "
+                    "FSDP2 see mlot.distributed.unsharded, for logits sharded by vocabulary "
+                    "mlot.distributed.VocabShard.from_dtensor"
+                )
 
     def forget(self) -> Kind:
         """The same without the tensors, for an autograd function to keep."""
