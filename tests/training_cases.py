@@ -26,7 +26,9 @@ TEACHER_MERGES = [("a", "t"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("e", "n")
 def make_tokenizer(merges, **special):
     """A byte-level tokenizer with these merges, special tokens first."""
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"} | special
-    added = list(dict.fromkeys(token for token in special.values() if token is not None))
+    extra = special.get("extra_special_tokens", [])
+    named = [value for name, value in special.items() if name != "extra_special_tokens" and value is not None]
+    added = list(dict.fromkeys([*named, *extra]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*added, *alphabet, *(a + b for a, b in merges)]
     made = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges))
@@ -124,3 +126,38 @@ def make_trainer(
         train_dataset=examples() if dataset is None else dataset,
         **own,
     )
+
+
+#: Byte that each character of a byte-level token stands for, as GPT-2 has it.
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(n): n for n in _VISIBLE} | {
+    chr(256 + n): byte for n, byte in enumerate(n for n in range(256) if n not in _VISIBLE)
+}
+
+
+def bytes_of(tokenizer, ids):
+    """What byte-level tokens stand for; special ones for themselves."""
+    found = b""
+    for token in tokenizer.convert_ids_to_tokens([int(n) for n in ids]):
+        special = token in tokenizer.all_special_tokens
+        found += token.encode() if special else bytes(_BYTES[character] for character in token)
+    return found
+
+
+#: Chat templates that put different things around, before and after what is said.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
+    "{% else %}[{{ m.role }}] {{ m.content }} [/]{% endif %}{% endfor %}"
+)
+
+
+def chat_tokenizers():
+    student = student_tokenizer(extra_special_tokens=["<|im_start|>", "<|im_end|>"])
+    student.chat_template = CHATML
+    teacher = teacher_tokenizer()
+    teacher.chat_template = BRACKETS
+    return student, teacher

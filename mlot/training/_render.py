@@ -81,25 +81,31 @@ def _conversation(
         if not isinstance(messages[n]["content"], str):
             kind = type(messages[n]["content"]).__name__
             raise TypeError(f"messages: expected the assistant to say a string, got {kind}")
-    marked = list(messages)
-    for n in said:
-        marked[n] = messages[n] | {"content": f"{_MARK}{n}{_MARK}"}
+    marked = _with_contents(messages, {n: f"{_MARK}{n}{_MARK}" for n in said})
+    sides = list(zip(tokenizers, ("student", "teacher"), strict=True))
+    frames = [_template(tokenizer, name, marked, settings) for tokenizer, name in sides]
     # A template may strip what is said; then both models get what remains of it.
     for strip in (False, True):
-        contents = [messages[n]["content"].strip() if strip else messages[n]["content"] for n in said]
+        contents = {n: messages[n]["content"].strip() if strip else messages[n]["content"] for n in said}
+        given = _with_contents(messages, contents)
         found = []
-        for name, tokenizer in zip(("student", "teacher"), tokenizers, strict=False):
-            frame = _template(tokenizer, name, marked, settings)
-            spans, text = _fill(frame, said, contents)
-            if text != _template(tokenizer, name, messages, settings):
+        for (tokenizer, name), frame in zip(sides, frames, strict=True):
+            rendered = _fill(frame, contents)
+            if rendered is None or rendered.text != _template(tokenizer, name, given, settings):
                 break
-            found.append(Rendered(text, spans, False))
+            found.append(rendered)
         else:
             return found
     raise ValueError(
         "messages: expected chat templates that hold what the assistant says as it is, "
         f"got one of the {name}'s tokenizer that changes it"
     )
+
+
+def _with_contents(messages: list[dict[str, Any]], contents: Mapping[int, str]) -> list[dict[str, Any]]:
+    return [
+        message | {"content": contents[n]} if n in contents else message for n, message in enumerate(messages)
+    ]
 
 
 def _template(tokenizer: Any, name: str, messages: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
@@ -111,15 +117,15 @@ def _template(tokenizer: Any, name: str, messages: list[dict[str, Any]], setting
     return rendered
 
 
-def _fill(frame: str, said: list[int], contents: list[str]) -> tuple[tuple[tuple[int, int], ...], str]:
-    """Put contents where their marks are; return where they are then, and the whole."""
+def _fill(frame: str, contents: Mapping[int, str]) -> Rendered | None:
+    """Put contents where their marks are; ``None`` if one is not there."""
     text, rest = "", frame
     spans = []
-    for n, content in zip(said, contents, strict=True):
+    for n, content in contents.items():
         before, mark, rest = rest.partition(f"{_MARK}{n}{_MARK}")
         if not mark:
-            return (), frame
+            return None
         text += before
         spans.append((len(text), len(text) + len(content)))
         text += content
-    return tuple(spans), text + rest
+    return Rendered(text + rest, tuple(spans), framed=False)

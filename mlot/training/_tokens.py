@@ -81,7 +81,7 @@ class Tokens:
 def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | None) -> Tokens:
     """Tokenize an example.
 
-    The whole is tokenized at once where tokens keep to the borders of targets, else piece by piece.
+    The whole is tokenized at once, but cut first at the borders of targets that tokens do not keep to.
 
     Args:
         tokenizer: of one model.
@@ -89,17 +89,13 @@ def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | N
         start: token put before; ``None`` for none.
         end: token put after the last target and learnt; ``None`` for none.
     """
+    data = rendered.text.encode()
     borders = [len(rendered.text[:at].encode()) for span in rendered.spans for at in span]
-    whole = _encode(tokenizer, rendered.text)
-    cuts = _cut(whole, borders)
-    if cuts is None:
-        pieces = _pieces(tokenizer, rendered)
-        whole, cuts = _joined(pieces)
+    whole, cuts = _encode_to_borders(tokenizer, data, borders)
     lead = [] if start is None or not rendered.framed else [start]
     tail = [] if end is None or not rendered.framed else [end]
     special = _special(tokenizer)
     ids = [*lead, *whole.ids.tolist(), *tail]
-    data = rendered.text.encode()
     spans = []
     for n in range(len(rendered.spans)):
         first, last = cuts[2 * n], cuts[2 * n + 1]
@@ -143,41 +139,41 @@ def _encode(tokenizer: Any, text: str) -> TokenBytes:
     return byte_ranges(tokenizer, text, ids=made["input_ids"])
 
 
-def _cut(whole: TokenBytes, borders: list[int]) -> list[int] | None:
-    """Number of tokens before each border; ``None`` if one lies within a token."""
-    cuts: list[int] = []
-    for n, border in enumerate(borders):
-        # Tokens without bytes of their own that follow a character are pieces of it.
-        cut = int(np.searchsorted(whole.ends, border, side="right"))
-        if n % 2 == 0:
-            # With nothing before it, a target has them all: a space that the tokenizer puts before a text.
-            cut = cut if border else 0
-        else:
-            while cut > 0 and whole.special[cut - 1] and whole.starts[cut - 1] == border:
-                cut -= 1
-        if cut < len(whole) and whole.starts[cut] < border:
-            return None
-        cuts.append(max(cut, cuts[-1]) if cuts else cut)
-    return cuts
+def _encode_to_borders(tokenizer: Any, data: bytes, borders: list[int]) -> tuple[TokenBytes, list[int]]:
+    """Tokens of a text none of which lies across a border, and the number of tokens before each border."""
+    cuts: set[int] = set()
+    while True:
+        places = [0, *sorted(cuts), len(data)]
+        pieces = [_encode(tokenizer, data[low:high].decode()) for low, high in pairwise(places)]
+        whole = _joined(pieces, places)
+        # At the start, and where the text was cut, what has no bytes of its own belongs to what follows.
+        before = dict(zip(places[:-1], np.cumsum([0, *map(len, pieces)]).tolist(), strict=False))
+        counts = [before.get(border, _ending(whole, border)) for border in borders]
+        across = {
+            border
+            for border, count in zip(borders, counts, strict=True)
+            if count < len(whole) and whole.starts[count] < border
+        }
+        if not across:
+            return whole, counts
+        cuts |= across
 
 
-def _pieces(tokenizer: Any, rendered: Rendered) -> list[TokenBytes]:
-    """Tokens of what is between targets and of targets, each for itself."""
-    borders = [0, *(at for span in rendered.spans for at in span), len(rendered.text)]
-    return [_encode(tokenizer, rendered.text[low:high]) for low, high in pairwise(borders)]
+def _ending(whole: TokenBytes, border: int) -> int:
+    """Number of tokens up to a border; one without bytes of its own is a piece of the character before."""
+    return int(np.searchsorted(whole.ends, border, side="right"))
 
 
-def _joined(pieces: list[TokenBytes]) -> tuple[TokenBytes, list[int]]:
-    offsets = np.cumsum([0, *(piece.total for piece in pieces)])
-    whole = TokenBytes(
+def _joined(pieces: list[TokenBytes], places: list[int]) -> TokenBytes:
+    placed = list(zip(pieces, places[:-1], strict=True))
+    return TokenBytes(
         ids=np.concatenate([piece.ids for piece in pieces]),
-        starts=np.concatenate([piece.starts + at for piece, at in zip(pieces, offsets[:-1], strict=True)]),
-        ends=np.concatenate([piece.ends + at for piece, at in zip(pieces, offsets[:-1], strict=True)]),
+        starts=np.concatenate([piece.starts + at for piece, at in placed]),
+        ends=np.concatenate([piece.ends + at for piece, at in placed]),
         special=np.concatenate([piece.special for piece in pieces]),
-        total=int(offsets[-1]),
+        total=places[-1],
         exact=all(piece.exact for piece in pieces),
     )
-    return whole, np.cumsum([len(piece) for piece in pieces])[:-1].tolist()
 
 
 def _special(tokenizer: Any) -> set[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from mlot import LinearHead, Traces
+from mlot import LinearHead, MultiLevelOTResult, Traces
 from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
 from mlot.training._arguments import MultiLevelOTTrainingArguments
@@ -222,7 +222,7 @@ class MultiLevelOTMixin(_Base):
 
     def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
         found = {"ce": terms.cross_entropy}
-        if terms.ot is not None:
+        if isinstance(terms.ot, MultiLevelOTResult):
             found |= {"had": terms.ot.had, "sl": terms.ot.sl, "sd": terms.ot.sd}
             if self.args.log_diagnostics_every:
                 self._running.keep(terms.ot, batch.targets)
