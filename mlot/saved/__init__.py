@@ -10,9 +10,10 @@ from mlot.saved._keys import example_key
 from mlot.saved._manifest import Manifest
 from mlot.saved._reader import SavedTeacher, verify_folder
 from mlot.saved._teacher import save_teacher
-from mlot.saved._writer import TeacherWriter
+from mlot.saved._writer import FolderLockedError, TeacherWriter
 
 __all__ = [
+    "FolderLockedError",
     "Manifest",
     "SavedTeacher",
     "StorageError",

@@ -115,16 +115,17 @@ def error_of(
     rows, k = log_probs.shape
     if rows == 0:
         return StorageError(dtype, k)
-    exact = log_probs.astype(np.float64)
-    rounded = stored(log_probs, dtype).astype(np.float64)
-    t = np.exp(exact)
-    wrong = np.abs(np.exp(rounded) - t)
+    kept = stored(log_probs, dtype)
+    t = np.exp(log_probs.astype(np.float64))
+    wrong = np.abs(np.exp(kept.astype(np.float64)) - t)
     relative = np.divide(wrong, t, out=np.zeros_like(t), where=t > 0)
     cost_mean = cost_max = 0.0
     for n, ratio in enumerate(ratios):
-        exact_n = normalizers[:, n : n + 1].astype(np.float64)
-        rounded_n = stored_normalizers(normalizers[:, n : n + 1], dtype).astype(np.float64)
-        off = np.abs(np.exp(ratio * rounded - rounded_n) - np.exp(ratio * exact - exact_n)).sum(axis=1)
+        exact = normalizers[:, n : n + 1]
+        found = stored_normalizers(exact, dtype)
+        # In the types in which `Traces.at` computes: what it rounds is part of the error.
+        sides = ratio * kept.astype(found.dtype) - found, ratio * log_probs - exact
+        off = np.abs(np.subtract(*(np.exp(each.astype(np.float64)) for each in sides))).sum(axis=1)
         cost_mean, cost_max = max(cost_mean, float(off.mean())), max(cost_max, float(off.max()))
     per_row = wrong.sum(axis=1)
     return StorageError(

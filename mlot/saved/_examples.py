@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.saved._keys import as_ids, as_mask, key_of
+from mlot.saved._keys import as_ids, key_of
 
 #: Texts that are given to a tokenizer at once.
 _CHUNK = 1000
@@ -24,8 +24,10 @@ class TeacherExample:
     mask: NDArray[np.bool_]
 
 
-def read_examples(examples: Iterable[Any], tokenizer: Any) -> list[TeacherExample]:
-    """Make token ids and masks of examples; each key once, at the first place it has.
+def read_examples(
+    examples: Iterable[Any], tokenizer: Any, max_length: int | None = None
+) -> list[TeacherExample]:
+    """Make token ids and masks of examples, cut to a length; each key once, at the first place it has.
 
     Raises:
         TypeError, ValueError: an example is of the wrong kind; the message says which.
@@ -40,7 +42,7 @@ def read_examples(examples: Iterable[Any], tokenizer: Any) -> list[TeacherExampl
             given[n] = (ids, None)
     found: dict[str, TeacherExample] = {}
     for n, each in enumerate(given):
-        example = _example(f"examples[{n}]", each)
+        example = _example(f"examples[{n}]", each, max_length)
         found.setdefault(example.key, example)
     return list(found.values())
 
@@ -53,7 +55,7 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return found
 
 
-def _example(name: str, value: Any) -> TeacherExample:
+def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
     if isinstance(value, Mapping):
         if "input_ids" not in value or not {"labels", "mask"} & set(value):
             raise ValueError(
@@ -68,19 +70,20 @@ def _example(name: str, value: Any) -> TeacherExample:
             f"or mask, got {type(value).__name__}"
         )
     ids = as_ids(f"{name}: ids", ids)
-    mask = _mask(name, kept, ids)
+    kept = ids if kept is None else np.asarray(kept.detach().cpu() if hasattr(kept, "detach") else kept)
+    if kept.shape != ids.shape:
+        raise ValueError(f"{name}: expected labels or a mask ({len(ids)},), as ids, got shape {kept.shape}")
+    ids, kept = ids[:max_length], kept[:max_length]
+    mask = _mask(name, kept)
     return TeacherExample(key_of(ids, mask), ids.astype(np.int32), mask)
 
 
-def _mask(name: str, kept: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _mask(name: str, kept: NDArray[Any]) -> NDArray[np.bool_]:
     """Positions whose prediction counts: booleans say it themselves, labels of the token that follows."""
-    labels = ids if kept is None else np.asarray(kept.detach().cpu() if hasattr(kept, "detach") else kept)
-    if labels.shape != ids.shape:
-        raise ValueError(f"{name}: expected labels or a mask ({len(ids)},), as ids, got shape {labels.shape}")
-    if labels.dtype.kind == "b" or labels.size == 0:
-        return as_mask(name, labels.astype(bool), len(ids))
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected labels (integers) or a mask (booleans), got {labels.dtype}")
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[:-1] = labels[1:] != -100
+    if kept.dtype.kind == "b" or kept.size == 0:
+        return kept.astype(bool)
+    if kept.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected labels (integers) or a mask (booleans), got {kept.dtype}")
+    mask = np.zeros(len(kept), dtype=bool)
+    mask[:-1] = kept[1:] != -100
     return mask

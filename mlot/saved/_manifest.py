@@ -10,10 +10,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlot import _checks
 from mlot._storage import DTYPES
 from mlot._version import __version__
 from mlot.config import MultiLevelOTConfig
+from mlot.saved._keys import KEY_BYTES
 
 FORMAT = "mlot.saved.1"
 MANIFEST = "manifest.json"
@@ -123,6 +126,20 @@ class Manifest:
         if set(content) != known:
             raise ValueError(f"fields: expected {sorted(known)}, got {sorted(content)}")
         return Manifest(**{**content, "extra_temperatures": tuple(content["extra_temperatures"])})
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Size on disk of a valid position but for its bit of the mask: log-probabilities, normalisers."""
+        return np.dtype(DTYPES[self.dtype]).itemsize * self.k + self._wide * len(self.extra_temperatures)
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Size on disk of what an example has once, its mask left out: key, sizes, columns and masses."""
+        return KEY_BYTES + 4 + 4 + (4 + self._wide) * self.k
+
+    @property
+    def _wide(self) -> int:
+        return 8 if self.dtype == "float64" else 4
 
     @property
     def digest(self) -> str:

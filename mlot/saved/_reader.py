@@ -24,15 +24,17 @@ class SavedTeacher:
     r"""Traces of a whole data set, read from disk as they are asked for.
 
     What a loss computes from them equals, to the last bit, what it computes from `mlot.select` of the
-    teacher's logits with ``log_probs`` cast to the stored type. On disk they take, for an example of
+    teacher's logits with ``log_probs`` cast to the stored type (and ``log_normalizers`` to float32, unless
+    all is stored in float64). On disk they take, for an example of
     :math:`T` positions of which :math:`R` are valid, :math:`n` further temperatures and log-probabilities of
     :math:`b` bytes,
 
     .. math:: R\,(b k + 4 n) + 8 k + 24 + \lceil T / 8 \rceil
 
-    bytes (with ``dtype="float64"`` normalisers and masses take 8 each in place of 4), and less than 2 kB for
-    each file. With the paper's 50 columns and one further temperature in float16 that is 104 bytes a position
-    and 424 an example: at most 220 a token for examples of four tokens or more, 108 for examples of 128.
+    bytes (with ``dtype="float64"`` normalisers and masses take 8 each in place of 4; see
+    `Manifest.bytes_per_position` and `Manifest.bytes_per_example`), and less than 2 kB for each file. With
+    the paper's 50 columns and one further temperature in float16 that is 104 bytes a position and 424 an
+    example: at most 220 a token for examples of four tokens or more, 108 for examples of 128.
 
     A writer may be adding to the folder: what was complete on opening is what is read. Objects may be pickled
     and used in the workers of a ``DataLoader``; each process maps the files it needs.

@@ -35,6 +35,7 @@ def save_teacher(
     extra_temperatures: tuple[float, ...] = (2.0,),
     standardize: bool = False,
     dtype: str = "float16",
+    max_length: int | None = None,
     batch_size: int = 8,
     examples_per_shard: int = 1024,
     device: Any = None,
@@ -64,6 +65,7 @@ def save_teacher(
         extra_temperatures: further temperatures that the traces shall serve.
         standardize: divide logits by their standard deviation first.
         dtype: storage type of log-probabilities; `SavedTeacher` has their size, `StorageError` what is lost.
+        max_length: tokens after the first so many of an example are left out; ``None`` leaves out none.
         batch_size: examples in a batch.
         examples_per_shard: examples in a file: what an interruption may lose.
         device: where to run; ``None`` leaves the model where it is.
@@ -75,17 +77,21 @@ def save_teacher(
         The saved teacher.
 
     Raises:
-        ImportError: torch, safetensors or filelock is not installed.
+        ImportError: safetensors or filelock is not installed.
         TypeError, ValueError: an argument is of the wrong kind or range, an example is longer than the model
             reads or has ids that the model lacks, or the folder holds something else. Nothing was written.
-        RuntimeError: another writer has the folder open.
+        FolderLockedError: another writer has the folder open.
     """
-    _check_settings(k, dtype, batch_size, examples_per_shard)
+    _checks.count("k", k, allow_none=True)
+    _checks.choice("dtype", dtype, tuple(DTYPES))
+    _checks.count("max_length", max_length, allow_none=True)
+    _checks.count("batch_size", batch_size)
+    _checks.count("examples_per_shard", examples_per_shard)
     extra = _checks.temperatures(temperature, extra_temperatures)
     _checks.flag("standardize", standardize)
     safetensors_numpy("folder")
     _check_model(model)
-    found = read_examples(examples, tokenizer)
+    found = read_examples(examples, tokenizer, max_length)
     if not found:
         raise ValueError("examples: expected at least one, got none")
     _check_examples(found, model)
@@ -193,13 +199,6 @@ def _evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _check_settings(k: Any, dtype: Any, batch_size: Any, examples_per_shard: Any) -> None:
-    _checks.count("k", k, allow_none=True)
-    _checks.choice("dtype", dtype, tuple(DTYPES))
-    _checks.count("batch_size", batch_size)
-    _checks.count("examples_per_shard", examples_per_shard)
 
 
 def _check_model(model: Any) -> None:

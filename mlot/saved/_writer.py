@@ -24,6 +24,10 @@ from mlot.traces import Traces
 LOCK = ".lock"
 
 
+class FolderLockedError(RuntimeError):
+    """Another writer has the folder open. A process that ended, however it did, has no folder open."""
+
+
 class TeacherWriter:
     """Adds examples to a saved teacher; new, or one that was begun earlier.
 
@@ -44,7 +48,7 @@ class TeacherWriter:
         ImportError: safetensors or filelock is not installed.
         TypeError, ValueError: an argument is of the wrong kind, the folder has other files, or the teacher in
             it is another one (the message says what differs), or is damaged. Nothing was touched.
-        RuntimeError: another writer, in any process, has the folder open.
+        FolderLockedError: another writer, in any process, has the folder open.
 
     >>> import numpy as np, mlot, tempfile
     >>> from mlot.saved import Manifest, SavedTeacher, TeacherWriter, example_key
@@ -279,5 +283,5 @@ def _locked(folder: Path) -> Any:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RuntimeError(f"folder: another writer has {str(folder)!r} open") from error
+        raise FolderLockedError(f"folder: another writer has {str(folder)!r} open") from error
     return lock

@@ -1,0 +1,236 @@
+"""The command: ``python -m mlot.saved``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlot._storage import DTYPES
+from mlot.saved._files import read_file
+from mlot.saved._reader import SavedTeacher, verify_folder
+from mlot.saved._teacher import save_teacher
+from mlot.saved._writer import FolderLockedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_DESCRIPTION = """\
+Save what a teacher predicts on a data set, once, so that training needs no teacher; check and describe what
+was saved. A run of save that was interrupted resumes when the same command is given again."""
+
+#: Arguments of `save_teacher` and the options that give them, for messages.
+_OPTIONS = {"folder": "--output", "examples": "--text"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: its arguments; ``None`` means those of the process.
+
+    Returns:
+        Exit status: 0, 1 where ``verify`` found damage, 2 where something that was asked for cannot be done,
+        130 when interrupted.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        from rich.console import Console
+
+        status: int = options.run(options, Console(soft_wrap=True, markup=False, highlight=False))
+    except (FolderLockedError, ImportError, OSError, ValueError) as error:
+        print(f"mlot.saved: error: {_as_typed(str(error), options.command)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "mlot.saved: interrupted; files that are complete stay, the same command resumes", file=sys.stderr
+        )
+        return 130
+    return status
+
+
+def _save(options: argparse.Namespace, console: Console) -> int:
+    examples = read_file(Path(options.text))
+    from mlot.distill.models import load_model
+    from mlot.distill.progress import quiet_transformers
+
+    if options.threads is not None:
+        import torch
+
+        from mlot import _checks
+
+        _checks.count("threads", options.threads)
+        torch.set_num_threads(options.threads)
+    with quiet_transformers():
+        model, tokenizer, _ = load_model(options.model, "--model", 1, "auto")
+        with _Progress(console) as progress:
+            saved = save_teacher(
+                model,
+                tokenizer,
+                examples,
+                options.output,
+                k=options.k,
+                temperature=options.temperature,
+                extra_temperatures=tuple(options.extra_temperatures),
+                standardize=options.standardize,
+                dtype=options.dtype,
+                max_length=options.max_length,
+                batch_size=options.batch_size,
+                examples_per_shard=options.examples_per_shard,
+                device=options.device,
+                name=options.name or Path(options.model).resolve().name,
+                revision=options.revision,
+                progress=progress.update,
+            )
+    _describe(saved, console)
+    return 0
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    found = verify_folder(options.folder)
+    for name, problem in found.items():
+        console.print(f"{name}  {'as written' if problem is None else problem}")
+    damaged = sum(problem is not None for problem in found.values())
+    console.print(f"{len(found)} files, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+def _info(options: argparse.Namespace, console: Console) -> int:
+    saved = SavedTeacher(options.folder)
+    if options.json:
+        print(json.dumps(_facts(saved), indent=2))
+    else:
+        _describe(saved, console)
+    return 0
+
+
+def _facts(saved: SavedTeacher) -> dict[str, Any]:
+    return {
+        "examples": len(saved),
+        "positions": saved.positions,
+        "bytes": saved.nbytes,
+        "bytes_per_token": saved.bytes_per_token if saved.positions else None,
+        "bytes_per_position": saved.manifest.bytes_per_position,
+        "bytes_per_example": saved.manifest.bytes_per_example,
+        "manifest": saved.manifest.as_dict(),
+        "storage_error": saved.storage_error.as_dict(),
+    }
+
+
+def _describe(saved: SavedTeacher, console: Console) -> None:
+    manifest, error = saved.manifest, saved.storage_error
+    console.print(f"{saved.folder}: {len(saved)} examples, {saved.positions} positions that count")
+    for name, value in manifest.as_dict().items():
+        if name == "settings":
+            for each, setting in value.items():
+                console.print(f"  {each:<22} {setting}")
+        else:
+            console.print(f"  {name:<22} {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    console.print(
+        f"size: {saved.nbytes} bytes, {saved.bytes_per_token:.1f} for each position that counts "
+        f"({manifest.bytes_per_position} a position and {manifest.bytes_per_example} an example, "
+        "masks and headers)"
+    )
+    console.print(f"kept: {error.kept_mass:.4f} of the teacher's mass, a mean over positions")
+    console.print(f"error from {manifest.dtype}, at most, whatever the student:")
+    console.print(
+        f"  a probability          {error.probability_max:.2e}, in the mean {error.probability_mean:.2e}"
+    )
+    console.print(f"  HAD, for each pair     {error.had_max:.2e}, in the mean {error.had_mean:.2e}")
+    console.print(f"  SL, as a share of it   {error.sl_relative:.2e}")
+    console.print(f"  SD, for each position  {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line at each tenth."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._console, self._said = console, -1
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("examples", total=None)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        self._bar.update(self._task, completed=done, total=total)
+        if not self._console.is_terminal and 10 * done // total > self._said:
+            self._said = 10 * done // total
+            self._console.print(f"{done} of {total} examples")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlot.saved",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="{save,verify,info}")
+    save = commands.add_parser("save", help="run a teacher over a data set and save its traces")
+    save.set_defaults(run=_save)
+    save.add_argument(
+        "--model", metavar="DIR", required=True, help="a causal language model with its tokenizer"
+    )
+    save.add_argument(
+        "--text",
+        metavar="FILE",
+        required=True,
+        help="UTF-8 text, an example in each line; or FILE.jsonl, an object in each line with text, or with "
+        "input_ids and labels or mask",
+    )
+    save.add_argument("--output", metavar="DIR", required=True, help="new, empty, or of the same teacher")
+    save.add_argument("--k", type=int, default=50, help="columns kept (50)")
+    save.add_argument("--temperature", type=float, default=1.0, help="of the token level (1)")
+    save.add_argument(
+        "--extra-temperatures", type=float, nargs="*", default=[2.0], metavar="T", help="further ones (2)"
+    )
+    save.add_argument("--standardize", action="store_true", help="divide logits by their deviation first")
+    save.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="storage type (float16)")
+    save.add_argument(
+        "--max-length", type=int, metavar="N", help="leave out tokens after the first N of an example"
+    )
+    save.add_argument("--batch-size", type=int, default=8, metavar="N", help="examples in a batch (8)")
+    save.add_argument(
+        "--examples-per-shard", type=int, default=1024, metavar="N", help="examples in a file (1024)"
+    )
+    save.add_argument("--device", help="where to run, such as cuda (the CPU)")
+    save.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's own choice)")
+    save.add_argument("--name", help="of the model, for the manifest (that of its folder)")
+    save.add_argument("--revision", help="of the model, for the manifest")
+    verify = commands.add_parser("verify", help="read everything and compare it with its checksums")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("folder", metavar="FOLDER")
+    info = commands.add_parser("info", help="what a saved teacher is, its size, and what storing it changed")
+    info.set_defaults(run=_info)
+    info.add_argument("folder", metavar="FOLDER")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _as_typed(message: str, command: str) -> str:
+    """Message of a check with the option in it as it is typed."""
+    name, colon, rest = message.partition(":")
+    if command != "save" or not name.isidentifier():
+        return message
+    known = {
+        "k",
+        "temperature",
+        "extra_temperatures",
+        "max_length",
+        "batch_size",
+        "examples_per_shard",
+        "threads",
+    }
+    typed = f"--{name.replace('_', '-')}" if name in known else _OPTIONS.get(name, name)
+    return typed + colon + rest
