@@ -129,12 +129,12 @@ class Manifest:
 
     @property
     def bytes_per_position(self) -> int:
-        """Size on disk of a valid position but for its bit of the mask: log-probabilities, normalisers."""
+        """Size on disk of the log-probabilities and normalisers of a valid position."""
         return np.dtype(DTYPES[self.dtype]).itemsize * self.k + self._wide * len(self.extra_temperatures)
 
     @property
     def bytes_per_example(self) -> int:
-        """Size on disk of what an example has once, its mask left out: key, sizes, columns and masses."""
+        """Size on disk of the key, sizes, columns and masses of an example; its mask is not counted."""
         return KEY_BYTES + 4 + 4 + (4 + self._wide) * self.k
 
     @property
