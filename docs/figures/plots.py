@@ -112,7 +112,7 @@ def gradient() -> Figure:
             axes.plot(data["n_iter"], data[epsilon][name], style, markersize=4, label=label)
         axes.set(xscale="log", yscale="log", xlabel=ROUNDS, title=rf"$\lambda$ = {epsilon}", ylim=(3e-10, 3))
     both[0].set_ylabel("relative error of the gradient")
-    both[1].legend(fontsize=8, loc="center right")
+    both[0].legend(fontsize=8, loc="center right")
     return figure
 
 
