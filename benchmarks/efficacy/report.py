@@ -1,0 +1,193 @@
+"""The written result: claim, tables, the search, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.efficacy.analysis import (
+    CONTRASTS,
+    Row,
+    Setting,
+    contrast,
+    rows,
+    searched,
+    settings,
+)
+from benchmarks.efficacy.claim import claim
+from benchmarks.efficacy.methods import BY_NAME, METHODS
+from benchmarks.efficacy.sizes import GAPS, Size
+from benchmarks.efficacy.statistics import Estimate
+
+STARTS_SAID = {"scratch": "Student from scratch", "pretrained": "Student trained on other text first"}
+GAPS_SAID = {"wide": "better teacher (wide gap)", "narrow": "worse teacher (narrow gap)"}
+
+_READING = """\
+Bits per byte, cloze test and words completed on the test split: mean ± standard error over {seeds} seeds.
+Difference: paired with cross-entropy alone of the same seed (same start, same windows in the same order), mean
+and 95 % interval (Student's t, {seeds} seeds). "better" and "worse" are said where the interval of the difference
+in bits per byte excludes 0. p: paired t-test, adjusted by Holm's method for all {comparisons} comparisons with
+cross-entropy alone."""
+
+
+def markdown(size: Size, results: Sequence[dict[str, Any]], context: dict[str, Any]) -> str:
+    """The report.
+
+    Args:
+        size: the preset.
+        results: every training.
+        context: what else is told: ``environment``, ``prepared``, ``texts``, ``costs``.
+    """
+    table = rows(results)
+    comparisons = len(settings()) * (len(METHODS) - 1)
+    parts = [
+        "# What helps: losses of cross-tokenizer distillation compared",
+        claim(results, table, len(size.seeds)),
+        (
+            "Made by `python -m benchmarks.efficacy`; how it was measured and what it cannot say: "
+            "`benchmarks/efficacy/README.md`."
+        ),
+        "## Compared with cross-entropy alone",
+        _READING.format(seeds=len(size.seeds), comparisons=comparisons),
+    ]
+    for setting in settings():
+        parts += [f"### {said(setting)}", _table(table[setting])]
+    parts += [
+        "![Paired differences to cross-entropy alone in bits per byte](bits-per-byte.png)",
+        "![Paired differences to cross-entropy alone in the cloze test](cloze-accuracy.png)",
+        "![Paired differences to cross-entropy alone in words completed](word-accuracy.png)",
+        "## Compared with each other",
+        (
+            f"First less second, bits per byte, paired by seed: mean and 95 % interval, {len(size.seeds)} seeds. "
+            "Below 0: the first is better. These intervals are not adjusted for their number."
+        ),
+        _contrasts(results),
+        "## Teachers, starts and text",
+        _prepared(context["prepared"]),
+        _texts(context["texts"]),
+        "## The search",
+        (
+            "Bits per byte on the validation split for every setting tried, "
+            f"tuning seed{'s' * (len(size.tuning_seeds) > 1)} {', '.join(map(str, size.tuning_seeds))}; "
+            "the chosen one in bold. Nothing else was tried."
+        ),
+        _search(results),
+        "## Where it ran",
+        _environment(context),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def said(setting: Setting) -> str:
+    """A setting for readers."""
+    start, gap = setting
+    return f"{STARTS_SAID[start]}, {GAPS_SAID[gap]}"
+
+
+def _table(found: Sequence[Row]) -> str:
+    lines = [
+        (
+            "| method | bits per byte | difference | | p | cloze, % | difference | words, % | difference | rate "
+            "| alpha | n | CPU s |"
+        ),
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        bits = row.values["bits_per_byte"]
+        by_bits = p = ""
+        if row.differences is not None:
+            by_bits = _interval(row.differences["bits_per_byte"])
+            p = f"{row.adjusted:.3f}"
+        cells = [
+            BY_NAME[row.method].label.replace("  ", "&nbsp;&nbsp;"),
+            _mean(bits),
+            by_bits,
+            row.verdict,
+            p,
+        ]
+        for measure in ("cloze_accuracy", "word_accuracy"):
+            cells.append(_mean(row.values[measure], 100, 2))
+            cells.append("" if row.differences is None else _interval(row.differences[measure], 100, 2))
+        cells += [
+            f"{row.learning_rate:g}",
+            f"{row.alpha:g}" if row.alpha else "",
+            f"{bits.count}",
+            f"{row.seconds:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(found: Estimate, scale: float = 1, digits: int = 4) -> str:
+    return f"{scale * found.mean:.{digits}f} ± {scale * found.standard_error:.{digits}f}"
+
+
+def _interval(found: Estimate, scale: float = 1, digits: int = 4) -> str:
+    low, mean, high = (f"{scale * value:+.{digits}f}" for value in (found.low, found.mean, found.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _contrasts(results: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"| | {' | '.join(f'{start}, {gap}' for start, gap in settings())} |",
+        f"|---|{'---:|' * len(settings())}",
+    ]
+    for what, method, other in CONTRASTS:
+        found = [contrast(results, method, other, setting, "bits_per_byte") for setting in settings()]
+        lines.append(f"| {what} | {' | '.join(map(_interval, found))} |")
+    return "\n".join(lines)
+
+
+def _prepared(prepared: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| model | weights | steps | windows seen | bits per byte, test | cloze, % | words, % |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    names = {
+        "wide": "better teacher",
+        "narrow": "worse teacher",
+        "pretrained": "student trained on other text, where it starts",
+    }
+    for name, found in prepared.items():
+        if name.startswith("taught"):
+            continue
+        key = name.removeprefix("model:")
+        shown = names[key]
+        lines.append(
+            f"| {shown} | {found['parameters']:,} | {found['steps']:,} | {found['windows seen']:,} | "
+            f"{found['test']['bits_per_byte']:.4f} | {100 * found['test']['cloze_accuracy']:.2f} | "
+            f"{100 * found['test']['word_accuracy']:.2f} |"
+        )
+    kept = ", ".join(f"{prepared[f'taught:{gap}']['kept mass']:.3f} ({gap} gap)" for gap in GAPS)
+    return "\n".join(lines) + f"\n\nShare of the teacher's probability that its kept columns carry: {kept}."
+
+
+def _texts(texts: dict[str, dict[str, Any]]) -> str:
+    lines = ["| split | documents | bytes | windows used | sha256 |", "|---|---:|---:|---:|---|"]
+    lines += [
+        f"| {name} | {found['documents']:,} | {found['bytes']:,} | {found['windows']:,} | {found['sha256']} |"
+        for name, found in texts.items()
+    ]
+    return "\n".join(lines)
+
+
+def _search(results: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for setting in settings():
+        lines = [f"**{said(setting)}**", "", "| method | learning rate, alpha: bits per byte |", "|---|---|"]
+        for method in METHODS:
+            tried = searched(results, method.name, setting)
+            best = min(tried, key=lambda one: tried[one])
+            cells = []
+            for (rate, alpha), value in tried.items():
+                text = f"{rate:g}, {alpha:g}: {value:.4f}" if alpha else f"{rate:g}: {value:.4f}"
+                cells.append(f"**{text}**" if (rate, alpha) == best else text)
+            lines.append(f"| {method.label.strip()} | {'; '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _environment(context: dict[str, Any]) -> str:
+    environment = ", ".join(f"{name} {value}" for name, value in context["environment"].items())
+    costs = ", ".join(f"{name} {value}" for name, value in context["costs"].items())
+    return f"{environment}.\n\n{costs}."

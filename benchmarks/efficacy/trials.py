@@ -1,0 +1,120 @@
+"""What is run: every training of the search and of the comparison, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.efficacy.methods import CE, METHODS
+from benchmarks.efficacy.sizes import GAPS, STARTS, Size
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one setting.
+
+    Attributes:
+        method: its name.
+        start: where the student's training starts.
+        gap: which teacher teaches; ``""`` for cross-entropy alone, which has none.
+    """
+
+    method: str
+    start: str
+    gap: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one student.
+
+    Attributes:
+        purpose: ``"search"`` measures on the validation split, ``"final"`` on the test split.
+        method, start, gap: as of `Cell`.
+        learning_rate: peak.
+        alpha: weight of distillation.
+        seed: of the initial weights and of the order of the windows.
+    """
+
+    purpose: str
+    method: str
+    start: str
+    gap: str
+    learning_rate: float
+    alpha: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the trial's file."""
+        parts = [self.purpose, self.start, self.gap, self.method]
+        return "-".join([*filter(None, parts), f"{self.learning_rate:g}", f"{self.alpha:g}", f"{self.seed}"])
+
+    @property
+    def cell(self) -> Cell:
+        """What it is a trial of."""
+        return Cell(self.method, self.start, self.gap)
+
+
+def cells() -> list[Cell]:
+    """Every method in every setting; cross-entropy alone once for both teachers."""
+    return [
+        Cell(method.name, start, gap)
+        for start in STARTS
+        for method in METHODS
+        for gap in (("",) if method.name == CE else GAPS)
+    ]
+
+
+def grid(size: Size, cell: Cell) -> list[tuple[float, float]]:
+    """Pairs of learning rate and alpha that are tried in a cell: as many in each."""
+    scale = size.pretrained_rate if cell.start == "pretrained" else 1.0
+    if cell.method == CE:
+        return [(scale * rate, 0.0) for rate in size.plain_learning_rates]
+    return [(scale * rate, alpha) for rate in size.learning_rates for alpha in size.alphas]
+
+
+def search(size: Size) -> list[Trial]:
+    """The trainings that settings are chosen by."""
+    return [
+        Trial("search", cell.method, cell.start, cell.gap, rate, alpha, seed)
+        for cell in cells()
+        for rate, alpha in grid(size, cell)
+        for seed in size.tuning_seeds
+    ]
+
+
+def choose(size: Size, found: Mapping[str, Mapping[str, Any]]) -> dict[Cell, tuple[float, float]]:
+    """Settings with the fewest bits per byte on the validation split, a mean over the tuning seeds.
+
+    Args:
+        size: the preset.
+        found: what each trial of the search found, by its name.
+    """
+    chosen = {}
+    for cell in cells():
+        scores = {
+            (rate, alpha): _mean(
+                [
+                    found[Trial("search", cell.method, cell.start, cell.gap, rate, alpha, seed).name][
+                        "bits_per_byte"
+                    ]
+                    for seed in size.tuning_seeds
+                ]
+            )
+            for rate, alpha in grid(size, cell)
+        }
+        chosen[cell] = min(scores, key=lambda setting: scores[setting])
+    return chosen
+
+
+def final(size: Size, chosen: Mapping[Cell, tuple[float, float]]) -> Iterator[Trial]:
+    """The trainings that are compared, seed by seed, so that what is done first is whole."""
+    for seed in size.seeds:
+        for cell, (rate, alpha) in chosen.items():
+            yield Trial("final", cell.method, cell.start, cell.gap, rate, alpha, seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
