@@ -145,6 +145,12 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self._check_distillation()
         super().__post_init__()  # type: ignore[no-untyped-call]
+        # There are several ways to switch compilation on, which are known by now.
+        if self.use_linear_head and self.torch_compile:
+            raise ValueError(
+                "use_linear_head: expected False with torch_compile, since the loss then runs inside the "
+                "model's forward, got True"
+            )
 
     def ot_config(self) -> MultiLevelOTConfig:
         """Settings of the transport alone, as `mlot.multi_level_ot` takes them."""
@@ -180,9 +186,4 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
             raise ValueError(
                 "label_smoothing_factor: expected 0, since the loss has a cross-entropy of its own, "
                 f"got {self.label_smoothing_factor}"
-            )
-        if self.use_linear_head and self.torch_compile:
-            raise ValueError(
-                "use_linear_head: expected False with torch_compile, since the loss then runs inside the "
-                "model's forward, got True"
             )

@@ -270,7 +270,7 @@ class DistillationCollator:
             ValueError: a tokenizer has more tokens than its model, a limit is more than its model reads, or
                 the settings ask for what these batches do not hold.
         """
-        if args.pairs == "boundary" and self.pairs != "boundary":
+        if teacher is not None and args.pairs == "boundary" and self.pairs != "boundary":
             raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
         if teacher is not None and self.keys == isinstance(teacher, nn.Module):
             wanted = (

@@ -304,7 +304,9 @@ class MultiLevelOTMixin(_Base):
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; ``loss`` and ``ce`` are means over all labels, ``bits_per_byte`` is over all bytes."""
         self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        # A loader draws a seed, so that dropout after an evaluation would be other than without it.
+        with torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
         cast("dict[str, float]", output.metrics).update(metrics_of(self._evaluated, prefix))
         self._evaluated = []
