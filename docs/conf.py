@@ -31,9 +31,12 @@ extensions = [
     "interface",
     "local_inventories",
     "local_mathjax",
+    "shown_tests",
 ]
 
 nitpicky = True
+# Types that are private to a module of this library, and have no page for that reason.
+nitpick_ignore_regex = [("py:class", r"(mlot\..*\._.*|Example|Examples|Document)")]
 keep_warnings = False
 exclude_patterns = ["README.md", "_build", "_ext", "_inventories", "gallery/*.rst"]
 templates_path = []

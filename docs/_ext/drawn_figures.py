@@ -7,13 +7,14 @@
     ```
 
 calls ``gap()`` of ``docs/figures/matching.py``, which returns a matplotlib figure, and shows it in light or
-dark colours, whichever the reader has.
+dark colours, whichever the reader has. A third argument, the path of a file with data, is passed on.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -32,13 +33,13 @@ class Drawn(SphinxDirective):
     """Draw a figure, and show it."""
 
     required_arguments = 2
-    optional_arguments = 0
+    optional_arguments = 1
     has_content = True
     option_spec: ClassVar = {"alt": directives.unchanged_required, "name": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         """Draw the figure and return its nodes."""
-        script, function = self.arguments
+        script, function, *data = self.arguments
         text = " ".join(self.options.get("alt", "").split())
         if len(text) < _SHORTEST_TEXT:
             raise self.error(
@@ -46,13 +47,16 @@ class Drawn(SphinxDirective):
             )
         root = Path(self.env.srcdir)
         path = root / script
-        for used in sorted({path, *path.parent.glob("*.py"), *path.parent.glob("data/*")}):
-            self.env.note_dependency(str(used))
-        light = root / "_drawn" / f"{path.stem}-{function}.png"
+        sources = [path, *sorted(path.parent.glob("*.py")), *sorted(path.parent.glob("data/*"))]
+        sources += [root / one for one in data]
+        for source in sources:
+            self.env.note_dependency(str(source))
+        name = "-".join([path.stem, function, *(Path(one).with_suffix("").as_posix() for one in data)])
+        light = root / "_drawn" / f"{name.replace('../', '').replace('/', '-')}.png"
         dark = light.with_name(f"{light.stem}-dark.png")
-        if not _fresh(light, dark, path):
+        if not _fresh(light, dark, sources):
             gallery_figures.use_style()
-            gallery_figures.save(getattr(_module(path), function)(), light, dark)
+            gallery_figures.save(getattr(_module(path), function)(*data), light, dark)
             pyplot.close("all")
         figure = nodes.figure()
         for image, kind in ((light, "only-light"), (dark, "only-dark")):
@@ -74,19 +78,12 @@ class Drawn(SphinxDirective):
         return [figure]
 
 
-def _fresh(light: Path, dark: Path, script: Path) -> bool:
+def _fresh(light: Path, dark: Path, sources: Sequence[Path]) -> bool:
     """Whether both files are newer than all that they are drawn from."""
     if not (light.exists() and dark.exists()):
         return False
-    sources = [
-        script,
-        Path(gallery_figures.__file__),
-        *script.parent.glob("*.py"),
-        *script.parent.glob("data/*"),
-    ]
-    return min(light.stat().st_mtime, dark.stat().st_mtime) > max(
-        source.stat().st_mtime for source in sources
-    )
+    newest = max(source.stat().st_mtime for source in [*sources, Path(gallery_figures.__file__)])
+    return min(light.stat().st_mtime, dark.stat().st_mtime) > newest
 
 
 def _module(path: Path) -> ModuleType:

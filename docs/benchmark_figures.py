@@ -1,0 +1,81 @@
+"""Figures of the page of benchmarks, drawn from the files that the benchmarks leave."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+_OURS, _OTHERS = "#3b82c4", "#8a8f98"
+_MEBIBYTE = 2**20
+
+
+def bars(path: str) -> Figure:
+    """Time and memory of each contestant, by section; ours in colour."""
+    rows = [row for row in _rows(path) if row["seconds"]]
+    labels, places, titles = [], [], []
+    place = 0.0
+    for section, found in groupby(rows, key=lambda row: row["section"]):
+        titles.append((place, section))
+        place += 1
+        for row in found:
+            labels.append(row["name"])
+            places.append(place)
+            place += 1
+        place += 0.4
+    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(7.6, 0.6 + 0.2 * place), sharey=True)
+    colours = [_OURS if row["ours"] else _OTHERS for row in rows]
+    for axis, values, pattern in (
+        (time, [row["median_seconds"] * 1e3 for row in rows], "{:,.3g}"),
+        (memory, [(row["beyond_gradient_bytes"] or 0) / _MEBIBYTE for row in rows], "{:,.3g}"),
+    ):
+        drawn = axis.barh(places, values, height=0.72, color=colours)
+        axis.bar_label(drawn, [pattern.format(value) for value in values], padding=3, fontsize=8)
+        axis.margins(x=0.2)
+        axis.tick_params(axis="y", length=0)
+    time.set_yticks(places, labels, fontsize=8)
+    for where, title in titles:
+        time.text(0, where, title, fontsize=8.5, fontweight="bold", va="center", clip_on=False)
+    time.invert_yaxis()
+    time.set(xlabel="median time, ms")
+    memory.set(xlabel="memory beyond inputs and gradient, MiB")
+    return figure
+
+
+def curves(path: str) -> Figure:
+    """Time and memory against each size that was swept."""
+    rows = [row for row in _rows(path) if row["seconds"]]
+    axes = list(dict.fromkeys(row["point"]["axis"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure, panels = pyplot.subplots(2, len(axes), figsize=(7.6, 5), sharey="row", squeeze=False)
+    for column, axis in enumerate(axes):
+        for number, name in enumerate(names):
+            found = [row for row in rows if row["name"] == name and row["point"]["axis"] == axis]
+            sizes = [row["point"][axis] for row in found]
+            line = {
+                "linestyle": "-" if found and found[0]["ours"] else "--",
+                "color": f"C{number % 10}",
+                "marker": "o",
+                "markersize": 3,
+                "label": name,
+            }
+            panels[0, column].plot(sizes, [row["median_seconds"] * 1e3 for row in found], **line)
+            memory = [(row["beyond_gradient_bytes"] or 0) / _MEBIBYTE for row in found]
+            panels[1, column].plot(sizes, memory, **line)
+        for panel in panels[:, column]:
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+        panels[1, column].set_xlabel(axis)
+    panels[0, 0].set_ylabel("median time, ms")
+    panels[1, 0].set_ylabel("memory beyond inputs\nand gradient, MiB")
+    panels[0, 0].legend(fontsize=8)
+    return figure
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((Path(__file__).parent / path).read_text())["rows"]
+    return found
