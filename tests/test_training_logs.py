@@ -173,7 +173,11 @@ def test_tensorboard_gets_them(tmp_path):
 
 def test_a_second_training_begins_anew(tmp_path):
     trainer = make_trainer(
-        tmp_path, max_steps=3, logging_steps=2, optim="sgd", criterion=MultiLevelOTLoss(mlot.MultiLevelOTConfig(k=6), 0.7)
+        tmp_path,
+        max_steps=3,
+        logging_steps=2,
+        optim="sgd",
+        criterion=MultiLevelOTLoss(mlot.MultiLevelOTConfig(k=6), 0.7),
     )
     trainer.train()
     first = [entry for entry in trainer.state.log_history if "loss" in entry]

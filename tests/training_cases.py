@@ -27,7 +27,7 @@ def make_tokenizer(merges, **special):
     """A byte-level tokenizer with these merges, special tokens first."""
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"} | special
     extra = special.get("extra_special_tokens", [])
-    named = [value for name, value in special.items() if name != "extra_special_tokens" and value is not None]
+    named = [value for name, value in special.items() if name.endswith("_token") and value is not None]
     added = list(dict.fromkeys([*named, *extra]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*added, *alphabet, *(a + b for a, b in merges)]
