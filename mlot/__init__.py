@@ -2,6 +2,7 @@
 
 from mlot._version import __version__
 from mlot.backends import Backend, BackendSpec, available_backends, get_backend, register_backend
+from mlot.bounds import TruncationBounds, truncation_bounds
 from mlot.config import MultiLevelOTConfig
 from mlot.costs import sequence_cost, token_cost
 from mlot.divergences import had, sinkhorn_distance, sl, uld
@@ -26,6 +27,7 @@ __all__ = [
     "TopKLogprobs",
     "Traces",
     "TransportResult",
+    "TruncationBounds",
     "__version__",
     "assign",
     "available_backends",
@@ -43,5 +45,6 @@ __all__ = [
     "sinkhorn_distance",
     "sl",
     "token_cost",
+    "truncation_bounds",
     "uld",
 ]
