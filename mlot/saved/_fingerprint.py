@@ -52,7 +52,7 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 def _fast(backend: Any) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(backend.to_str())
+    content: dict[str, Any] = json.loads(backend.to_str(), parse_float=_rounded)
     for setting in ("truncation", "padding", "version"):
         content.pop(setting, None)
     merges = content["model"].get("merges")
@@ -60,7 +60,23 @@ def _fast(backend: Any) -> dict[str, Any]:
         content["model"]["merges"] = [
             each.split(" ", 1) if isinstance(each, str) else list(each) for each in merges
         ]
+    content["post_processor"] = _of_one_text(content.get("post_processor"))
     return content
+
+
+def _rounded(number: str) -> float:
+    """A score without the last digits, which are not the same after each time of reading and writing."""
+    return float(f"{float(number):.6g}")
+
+
+def _of_one_text(processor: Any) -> Any:
+    """What a template does to one text; the wrapper of transformers adds templates that do nothing."""
+    if not isinstance(processor, dict) or processor.get("type") != "TemplateProcessing":
+        return processor
+    single = processor["single"]
+    if [list(part) for part in single] == [["Sequence"]]:
+        return None
+    return {**processor, "pair": None}
 
 
 def _slow(tokenizer: Any) -> dict[str, Any]:
