@@ -16,14 +16,14 @@ Case = Callable[[int, int], None]
 def launch(script: str | Path, world: int, folder: Path, *, timeout: float = 300) -> dict[str, str]:
     """Run the cases of a script in so many processes; return what failed in each case, empty for nothing."""
     script = Path(script)
-    path = os.pathsep.join([str(script.parent.parent), str(script.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     logs = [folder / f"printed-{rank}.txt" for rank in range(world)]
     running = []
     for rank, log in enumerate(logs):
         with log.open("w") as out:
             command = [sys.executable, str(script), str(rank), str(world), str(folder)]
-            running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT))
+            running.append(
+                subprocess.Popen(command, env=environment(script), stdout=out, stderr=subprocess.STDOUT)
+            )
     try:
         for process in running:
             process.wait(timeout)
@@ -40,6 +40,12 @@ def launch(script: str | Path, world: int, folder: Path, *, timeout: float = 300
                 absent = f"process {rank} had failed before: {[n for n, text in outcomes.items() if text]}\n"
             failures[name] = failures.get(name, "") + outcomes.get(name, absent)
     return failures
+
+
+def environment(script: Path) -> dict[str, str]:
+    """Variables for a process that imports what the script's folder and the one above hold."""
+    path = os.pathsep.join([str(script.parent.parent), str(script.parent)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def case_names(script: str | Path) -> list[str]:

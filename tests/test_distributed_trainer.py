@@ -1,0 +1,136 @@
+"""The Trainer in two processes, started as users start it, logs and learns what one process does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+if not torch.distributed.is_available():
+    pytest.skip("torch was built without distributed", allow_module_level=True)
+
+from distributed_launch import environment
+from distributed_trainer import run
+from training_cases import FLOAT32
+
+SCRIPT = Path(__file__).with_name("distributed_trainer.py")
+
+#: By default accelerate repeats examples until every process has as many batches.
+LEFT_OUT = {"accelerator_config": {"even_batches": False}}
+
+#: Sequences of each process and micro-batch, and steps; one process takes twice as many at a time.
+RUNS: dict[str, dict[str, Any]] = {
+    "even": {"examples": 8, "per_device_train_batch_size": 2, "max_steps": 4},
+    "uneven last batch": {"examples": 7, "per_device_train_batch_size": 2, "max_steps": 4, **LEFT_OUT},
+    "accumulated": {
+        "examples": 8,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+    },
+    "head without logits": {
+        "examples": 7,
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "use_linear_head": True,
+        **LEFT_OUT,
+    },
+}
+
+SHARDED = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_cpu_ram_efficient_loading: false
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: run(
+            folder / name.replace(" ", "-"),
+            **settings | {"per_device_train_batch_size": 2 * settings["per_device_train_batch_size"]},
+        )
+        for name, settings in RUNS.items()
+    }
+
+
+def together(folder: Path, launcher: list[str]) -> dict[str, Any]:
+    (folder / "runs.json").write_text(json.dumps(RUNS))
+    command = [sys.executable, "-m", *launcher, str(SCRIPT), str(folder)]
+    done = subprocess.run(
+        command,
+        env=environment(SCRIPT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    found: dict[str, Any] = torch.load(folder / "results.pt")
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return together(tmp_path_factory.mktemp("torchrun"), launcher)
+
+
+@pytest.fixture(scope="module")
+def by_accelerate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("accelerate")
+    (folder / "settings.yaml").write_text(SHARDED)
+    launcher = ["accelerate.commands.launch", "--config_file", str(folder / "settings.yaml")]
+    return together(folder, [*launcher, "--main_process_port", "0"])
+
+
+def same(found: dict[str, Any], want: dict[str, Any], kind: str) -> None:
+    assert found["processes"] == 2
+    assert found["kind"] == f"DistributedType.{kind}"
+    assert len(found["logs"]) == len(want["logs"]) == 4
+    for ours, theirs in zip(found["logs"], want["logs"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2 * FLOAT32)
+        for name in ("ce", "had", "sl", "sd", "grad_norm", "paired_share", "teacher_kept_mass"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-7), name
+    assert found["weights"].keys() == want["weights"].keys()
+    for name, weight in want["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_torchrun_with_ddp(by_torchrun: dict[str, Any], alone: dict[str, Any], name: str) -> None:
+    same(by_torchrun[name], alone[name], "MULTI_CPU")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_accelerate_launch_with_fsdp2(
+    by_accelerate: dict[str, Any], alone: dict[str, Any], name: str
+) -> None:
+    same(by_accelerate[name], alone[name], "FSDP")
+
+
+def test_training_moved_the_weights(alone: dict[str, Any]) -> None:
+    from training_cases import make_student
+
+    before = make_student().state_dict()
+    for result in alone.values():
+        assert max(float((weight - before[n]).abs().max()) for n, weight in result["weights"].items()) > 1e-3
