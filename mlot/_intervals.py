@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.topk import TopKLogprobs
+from mlot.topk import TopKLogprobs, rounding
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def position(source: TopKLogprobs, n: int, i: int, temperature: float) -> Positi
     if absent == 0:
         power = kept if ratio == 1 else kept**ratio / (kept**ratio).sum()
         return Position(ids, power, power, 0.0, 0.0, 0.0)
-    slack = 4 * np.finfo(source.logprobs.dtype).eps  # the kept mass is known to rounding
+    slack = rounding(float(np.finfo(source.logprobs.dtype).eps))
     most = max(1 - kept.sum(), 0.0) + slack
     least = max(most - 2 * slack, 0.0)
     cap = max(float(kept.min(initial=1.0)), most / absent)

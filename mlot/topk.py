@@ -183,6 +183,14 @@ class TopKLogprobs(Composite):
         return xp.select_sparse(self, mask, k=k, temperature=temperature, extra_temperatures=extra)
 
 
+def rounding(eps: float) -> float:
+    """Error of a position's mass that log-probabilities of a type can have, ``eps`` being the type's unit.
+
+    They carry the error of logits many times their size, but in half precision that of their own storage.
+    """
+    return min(64 * eps, 4 * eps + 1e-4)
+
+
 def _check_values(source: TopKLogprobs, ids: NDArray[Any], logprobs: NDArray[Any]) -> None:
     """Raise `ValueError` unless the values can be the most likely tokens of each position."""
     if ids.size == 0:

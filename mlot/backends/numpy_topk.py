@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlot.backends.numpy_equations import Floats, Integers
-from mlot.topk import TopKLogprobs
+from mlot.topk import TopKLogprobs, rounding
 
 
 def log_distribution(source: TopKLogprobs, n: int, i: int, temperature: float) -> tuple[Floats, float]:
@@ -22,7 +22,7 @@ def log_distribution(source: TopKLogprobs, n: int, i: int, temperature: float) -
     vocabulary, ratio = source.shape[2], source.temperature / temperature
     absent = vocabulary - len(ids) if source.vocab_size is not None else np.inf
     missing = 1.0 - np.exp(logs).sum()
-    if absent == 0 or missing <= 4 * np.finfo(source.logprobs.dtype).eps:
+    if absent == 0 or missing <= rounding(np.finfo(source.logprobs.dtype).eps):
         missing = 0.0  # what is below the rounding of the log-probabilities tells nothing
     row = np.full(vocabulary, -np.inf)
     if source.tail == "uniform" and missing > 0:

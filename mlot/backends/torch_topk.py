@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlot.backends.torch_rows import compute_dtype
 from mlot.backends.torch_select import heaviest_columns
-from mlot.topk import TopKLogprobs
+from mlot.topk import TopKLogprobs, rounding
 from mlot.traces import Traces
 
 
@@ -57,7 +57,7 @@ def _missing(source: TopKLogprobs, logs: Tensor, here: Tensor) -> tuple[Tensor, 
     if source.vocab_size is not None:
         absent = source.vocab_size - here.sum(-1).to(missing.dtype)
     # What is below the rounding of the log-probabilities tells nothing.
-    nothing = (missing <= 4 * torch.finfo(source.logprobs.dtype).eps) | (absent == 0)
+    nothing = (missing <= rounding(torch.finfo(source.logprobs.dtype).eps)) | (absent == 0)
     return missing.masked_fill(nothing, 0), absent
 
 

@@ -89,7 +89,8 @@ def _completed(
         }
         missing = 1 - sum(entries.values())
         absent = wide - len(entries) if known else np.inf
-        if absent == 0 or missing <= 4 * np.finfo(np.float32 if single else np.float64).eps:
+        unit = np.finfo(np.float32 if single else np.float64).eps
+        if absent == 0 or missing <= min(64 * unit, 4 * unit + 1e-4):
             missing = 0.0
         powers = {i: p**ratio for i, p in entries.items()}
         total, share = sum(powers.values()), 0.0
