@@ -83,9 +83,13 @@ class MultiLevelOTResult:
             return gap
         cost, index, log_probs, pairs, outside = (_to_host(self._evidence, name) for name in _GAP)
         for n in range(len(gap)):
-            paired = pairs[n, pairs[n, :, 1] >= 0, 1]
-            teacher_mass = np.exp(log_probs[n, paired].astype(np.float64)).sum(axis=0)
-            gap[n] = matching_gap(cost[n].astype(np.float64), index[n], teacher_mass, float(outside[n]))
+            real = pairs[n, pairs[n, :, 1] >= 0]
+            teacher_mass = np.exp(log_probs[n, real[:, 1]].astype(np.float64)).sum(axis=0)
+            # A column's mass counts a position once; over the pairs it may count as often as that is paired.
+            repeats = np.bincount(real[:, 0]).max(initial=1)
+            gap[n] = matching_gap(
+                cost[n].astype(np.float64), index[n], teacher_mass, float(repeats * outside[n])
+            )
         return gap
 
 

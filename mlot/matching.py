@@ -71,7 +71,8 @@ def matching_gap(
         cost: L1 cost ``(k, pool)`` of one sequence.
         columns: matched candidates, ``(k,)``.
         teacher_mass: :math:`\sum_i t_l(i)` over the paired positions, ``(k,)``.
-        outside_mass: :math:`m`, a bound on the mass of every column outside the pool; minus infinity if there
+        outside_mass: :math:`m`, a bound on the mass that any column outside the pool has over the paired
+            positions (which counts a position as often as it is paired); minus infinity if there
             is none.
 
     Returns:

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import mlot
@@ -115,6 +115,26 @@ def test_the_certificate_holds(backend: str, seed: int, pool: int, spread: float
     assert (lost >= -1e-12).all()
     assert (lost <= gap + 1e-12).all()
     assert (whole.diagnostics().matching_gap == 0).all()
+
+
+@backends
+@given(seed=st.integers(0, 2**32 - 1), pool=st.integers(2, 6), times=st.integers(2, 5))
+@example(seed=1725, pool=3, times=5)  # where mass that counts each position once would be too small a bound
+def test_the_certificate_holds_where_positions_are_paired_several_times(
+    backend: str, seed: int, pool: int, times: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    student, teacher = 3 * rng.normal(size=(1, 3, 20)), 3 * rng.normal(size=(1, 5, 12))
+    pairs = np.stack([np.zeros(times, int), np.arange(times)], axis=1)[None]
+    arguments = {
+        name: to(backend, x) for name, x in (("student", student), ("teacher", teacher), ("pairs", pairs))
+    }
+    pooled, whole = (
+        mlot.multi_level_ot(**arguments, config=mlot.MultiLevelOTConfig(k=2, pool=size), reduction="none")
+        for size in (pool, 20)
+    )
+    lost = as_numpy(pooled.had) - as_numpy(whole.had)
+    assert (lost <= pooled.diagnostics().matching_gap + 1e-12).all()
 
 
 def test_the_certificate_is_not_vacuous() -> None:
