@@ -70,7 +70,7 @@ def rounds() -> Figure:
     last = len(data["epsilon"]) - 1
     for number, epsilon in enumerate(data["epsilon"]):
         errors = [max(error, 1e-16) for error in data["marginal_error"][str(epsilon)]]
-        colour = colours(0.15 + 0.7 * number / last)
+        colour = colours(0.32 + 0.5 * number / last)
         axes.plot(data["n_iter"], errors, "o-", markersize=3, color=colour, label=f"{epsilon:g}")
     axes.axvline(20, color="C4", linewidth=1, linestyle="--")
     axes.set(xscale="log", yscale="log", xlabel=ROUNDS, ylabel="marginal error, $L_1$", ylim=(1e-10, 1))
@@ -177,6 +177,6 @@ def pairing() -> Figure:
         )
         right.bar_label(bars, fmt="%.2f", fontsize=8)
     right.set_xticks([0.2, 1.2], ["HAD", "SL"])
-    right.set(ylabel="for each pair")
+    right.set(ylabel="for each pair", ylim=(0, 1.25 * max(data["by_index"]["sl"], 1)))
     right.legend(fontsize=8)
     return figure
