@@ -18,7 +18,9 @@ from torch import Tensor
 import distributed_launch
 import mlot
 import mlot.nn
-from mlot.distributed import VocabShard
+from mlot.backends import torch_rows
+from mlot.backends.torch_ops import cross_entropy
+from mlot.distributed import VocabShard, unsharded
 
 #: Widths of the shards of a student and a teacher; some narrower than k, one empty.
 STUDENT, TEACHER = (9, 4, 12), (17, 0, 14)
@@ -266,6 +268,79 @@ def loss_over_a_group_of_two(rank: int, world: int) -> None:
     )
 
 
+def random_problems(rank: int, world: int) -> None:
+    """Batches, lengths, splits and settings of all sorts; some shards are empty."""
+    g = torch.Generator().manual_seed(11)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=g))
+
+    for _ in range(25):
+        batch, lengths = draw(0, 3), (draw(1, 5), draw(1, 5))
+        sizes = [tuple(draw(0, 6) for _ in range(world)) for _ in range(2)]
+        student_sizes, teacher_sizes = ((3, *each[1:]) if sum(each) < 2 else each for each in sizes)
+        logits = [
+            (10 ** draw(-1, 1)) * torch.randn(batch, length, sum(each), generator=g, dtype=torch.float64)
+            for length, each in zip(lengths, (student_sizes, teacher_sizes), strict=True)
+        ]
+        masks = {
+            f"{name}_mask": torch.rand(batch, length, generator=g) < 0.6
+            for name, length in zip(("student", "teacher"), lengths, strict=True)
+        }
+        config = mlot.MultiLevelOTConfig(
+            k=draw(1, 8),
+            pool=(None, 8, 11)[draw(0, 2)],
+            matching=("optimal", "rank", "greedy", "sinkhorn")[draw(0, 3)],  # type: ignore[arg-type]
+            temperature=(1.0, 2.0, 0.6)[draw(0, 2)],
+            sequence_temperature=(2.0, 1.0)[draw(0, 1)],
+            standardize=bool(draw(0, 1)),
+        )
+        same_loss_and_gradients(
+            rank,
+            *logits,
+            config,
+            masks,
+            shards=("s", "t", "st")[draw(0, 2)],
+            sizes=(student_sizes, teacher_sizes),
+        )
+
+
+def large_logits(rank: int, world: int) -> None:
+    """Thousands apart in float32, and a largest one in another shard than the rest."""
+    logits = 1000 * problem()["student"].float()
+    logits[:, :, 10] += 1e4
+    want, part = leaves(logits), shard(logits, rank, STUDENT)
+    for source in (want, part):
+        traces = mlot.select(source, k=25, temperature=3.0)
+        (traces.log_probs.exp().square().sum() + traces.at(2.0).exp().square().sum()).backward()
+    assert torch.isfinite(gradients(part)[0]).all()
+    close(gradients(part), mine(want, rank, STUDENT), 1e-5)
+
+
+def positions_are_blanked_where_nobody_looks(rank: int, world: int) -> None:
+    """As on an accelerator: positions that are masked out are computed with the others, whatever they hold."""
+    patch = pytest.MonkeyPatch()
+    whole = problem()
+    student = head(sum(STUDENT), 6, 1)
+    assert student.bias is not None
+    mask = whole["masks"]["student_mask"]
+    targets = labels(sum(STUDENT), 6, 1).clamp(min=0)
+    for standardize in (False, True):
+        found = []
+        for polluted in (False, True):
+            hidden = student.hidden.masked_fill(~mask[..., None], torch.nan) if polluted else student.hidden
+            patch.setattr(torch_rows, "can_look", lambda device, polluted=polluted: not polluted)
+            part = shard(replace(student, hidden=hidden), rank, STUDENT)
+            loss = mlot.multi_level_ot(
+                part, whole["teacher"], **whole["masks"], config=replace(CONFIG, standardize=standardize)
+            ).loss
+            loss = loss + cross_entropy(part, targets, mask).sum()  # type: ignore[arg-type]
+            loss.backward()
+            found.append((loss.detach(), gradients(part)))
+        patch.undo()
+        close(found[1], found[0])
+
+
 def gradient_by_finite_differences(rank: int, world: int) -> None:
     """Of one number of one shard at a time, while the other processes keep theirs."""
     masks = problem()["masks"]
@@ -355,6 +430,43 @@ def module_with_cross_entropy(rank: int, world: int) -> None:
 
 
 # -- DTensors, communication, errors ---------------------------------------------------------------------
+
+
+def a_head_parallelised_by_torch(rank: int, world: int) -> None:
+    """The last layer of a model by columns: its logits as a DTensor, or its weight in a linear head."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    def model() -> torch.nn.Sequential:
+        torch.manual_seed(2)
+        return torch.nn.Sequential(
+            torch.nn.Linear(3, 4, dtype=torch.float64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(4, 25, bias=False, dtype=torch.float64),
+        )
+
+    mesh, inputs = init_device_mesh("cpu", (world,)), torch.linspace(-1, 1, 54).double().view(3, 6, 3)
+    whole, teacher = model(), problem()["teacher"]
+    asked = labels(25, 6, 1), labels(sum(TEACHER), 8, 2)
+    criterion = mlot.nn.MultiLevelOTLoss(CONFIG)
+    want = criterion(whole(inputs), teacher, *asked)
+    want.backward()
+    plan = {"2": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
+    for headless in (False, True):
+        split = parallelize_module(model(), mesh, plan)
+        if headless:
+            hidden = split[1](split[0](inputs))
+            weight: Any = split[2].weight
+            source = VocabShard(mlot.LinearHead(hidden, weight.to_local()), mesh.get_group())
+        else:
+            source = VocabShard.from_dtensor(split(inputs))
+        loss = criterion(source, teacher, *asked)
+        loss.backward()
+        close(loss, want)
+        for got, expected in zip(split.parameters(), whole.parameters(), strict=True):
+            assert got.grad is not None
+            close(unsharded(got.grad), expected.grad)
 
 
 def logits_as_dtensors(rank: int, world: int) -> None:

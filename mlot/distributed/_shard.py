@@ -146,12 +146,7 @@ class VocabShard(Composite):
     def shape(self) -> tuple[int, int, int]:
         """Shape ``(B, T, V)``, with the whole vocabulary."""
         batch, length, _ = self.local.shape
-        return int(batch), int(length), self.place.vocabulary
-
-    @property
-    def place(self) -> Place:
-        """Where the columns of this process lie."""
-        return self._place
+        return int(batch), int(length), self._place.vocabulary
 
     def map(self, function: Callable[[Any], Any]) -> VocabShard:
         """Return the same with ``function`` applied to every array of this process."""
@@ -196,7 +191,7 @@ class VocabShard(Composite):
                 raise ValueError(
                     f"columns: expected 0 to {self.shape[2] - 1}, got {low if low < 0 else high}"
                 )
-        traces: Traces = _selection.take(Kind(self.local), self.place, columns, mask, settings)
+        traces: Traces = _selection.take(Kind(self.local), self._place, columns, mask, settings)
         return traces
 
     # -- what the library asks of a source ---------------------------------------------------------------
@@ -220,12 +215,12 @@ class VocabShard(Composite):
         name: str,
     ) -> Traces:
         settings = Settings(temperature, _without(temperature, extra_temperatures), standardize)
-        traces: Traces = _selection.select(Kind(self.local), self.place, mask, k, settings)
+        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
         return traces
 
     def _cross_entropy(self, targets: Tensor, mask: Tensor) -> Tensor:
         """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
-        losses: Tensor = _losses.cross_entropy(Kind(self.local), self.place, targets, mask)
+        losses: Tensor = _losses.cross_entropy(Kind(self.local), self._place, targets, mask)
         return losses
 
 
