@@ -14,6 +14,7 @@ from mlot._composite import Composite
 from mlot.backends import get_backend
 from mlot.backends.torch_ops import cross_entropy
 from mlot.config import MultiLevelOTConfig
+from mlot.distributed import VocabShard
 from mlot.divergences import uld
 from mlot.losses import MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
@@ -24,8 +25,11 @@ from mlot.traces import Traces
 
 __all__ = ["DistillationTerms", "MultiLevelOTLoss", "ULDLoss"]
 
+#: What a student of `MultiLevelOTLoss` can be.
+StudentLogits: TypeAlias = Tensor | LinearHead | VocabShard
+
 #: What a teacher of `MultiLevelOTLoss` can be: one source, or several weighted ones.
-TeacherLogits: TypeAlias = Tensor | LinearHead | TopKLogprobs | Traces | Sequence[Teacher]
+TeacherLogits: TypeAlias = Tensor | LinearHead | VocabShard | TopKLogprobs | Traces | Sequence[Teacher]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class MultiLevelOTLoss(nn.Module):
 
     def forward(
         self,
-        student_logits: Tensor | LinearHead,
+        student_logits: StudentLogits,
         teacher_logits: TeacherLogits,
         student_labels: Tensor,
         teacher_labels: Tensor | Sequence[Tensor | None] | None = None,
@@ -97,7 +101,7 @@ class MultiLevelOTLoss(nn.Module):
 
     def terms(
         self,
-        student_logits: Tensor | LinearHead,
+        student_logits: StudentLogits,
         teacher_logits: TeacherLogits,
         student_labels: Tensor,
         teacher_labels: Tensor | Sequence[Tensor | None] | None = None,
@@ -108,8 +112,9 @@ class MultiLevelOTLoss(nn.Module):
         """Compute the loss and its terms.
 
         Args:
-            student_logits: ``(B, T_s, V_s)`` logits or a `mlot.LinearHead`.
-            teacher_logits: ``(B, T_t, V_t)`` logits, a `mlot.LinearHead`, `mlot.TopKLogprobs`, `mlot.Traces`
+            student_logits: ``(B, T_s, V_s)`` logits, a `mlot.LinearHead`, or a
+                `mlot.distributed.VocabShard` of either.
+            teacher_logits: the same of the teacher, ``(B, T_t, V_t)``, `mlot.TopKLogprobs`, `mlot.Traces`
                 saved earlier, or a sequence of `mlot.Teacher`.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
             teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their
@@ -150,7 +155,7 @@ class MultiLevelOTLoss(nn.Module):
 
     def _several(
         self,
-        student: Tensor | LinearHead,
+        student: StudentLogits,
         teachers: Any,
         student_labels: Tensor,
         teacher_labels: Any,
@@ -242,7 +247,7 @@ class ULDLoss(nn.Module):
 
 
 def _masks(
-    student: Tensor | LinearHead,
+    student: StudentLogits,
     teacher: Any,
     student_labels: Tensor,
     teacher_labels: Any,
@@ -265,7 +270,7 @@ def _several(teacher: Any) -> bool:
 
 
 def _masks_of_several(
-    student: Tensor | LinearHead,
+    student: StudentLogits,
     teachers: Sequence[Teacher],
     student_labels: Tensor,
     teacher_labels: Any,
@@ -299,7 +304,7 @@ def _masks_of_several(
     return student_mask, masked
 
 
-def _student_mask(student: Tensor | LinearHead, labels: Tensor, num_items: float | Tensor | None) -> Tensor:
+def _student_mask(student: StudentLogits, labels: Tensor, num_items: float | Tensor | None) -> Tensor:
     _checks.num_items(num_items)
     if not (isinstance(student, Composite) and student._scores):
         _checks.whole_source("student_logits", student, "cross-entropy needs them")
@@ -333,7 +338,7 @@ def _targets_in_vocabulary(targets: Tensor, vocabulary: int) -> None:
 
 
 def _mean_cross_entropy(
-    source: Tensor | LinearHead, labels: Tensor, mask: Tensor, num_items: float | Tensor | None
+    source: StudentLogits, labels: Tensor, mask: Tensor, num_items: float | Tensor | None
 ) -> Tensor:
     targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
     total = cross_entropy(source, targets, mask).sum()

@@ -41,12 +41,12 @@ def take(kind: Kind, columns: Tensor, mask: Tensor, found: Scan, settings: Setti
     return taken
 
 
-def cross_entropy(source: Tensor | LinearHead, targets: Tensor, mask: Tensor) -> Tensor:
+def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> Tensor:
     """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
     if isinstance(source, Composite) and source._scores:
         own: Tensor = source._cross_entropy(targets, mask)
         return own
-    kind = Kind(source)
+    kind = Kind(source)  # type: ignore[arg-type]
     with torch.autocast(device_type=mask.device.type, enabled=False):
         targets = targets.masked_fill(~mask, 0)
         if not torch.compiler.is_compiling():
