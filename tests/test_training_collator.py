@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mlot.training import DistillationCollator, PreparedDataset, Truncation
 from training_cases import (
@@ -106,6 +108,58 @@ def test_pairs_are_all_positions_that_have_read_the_same_completion(prompt, comp
     for tokenizer, prefix in ((STUDENT, ""), (TEACHER, "teacher_")):
         ids, _ = learnt(tokenizer, row, prefix)
         assert bytes_of(tokenizer, ids) == completion.encode() + b"</s>"
+
+
+def spaced_tokenizer():
+    """One that marks spaces, puts one before every text, and spells what it does not know in bytes."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    letters = ["\u2581", *"theand\n"]
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("n", "d")]
+    tokens = [*special, *(f"<0x{n:02X}>" for n in range(256)), *letters, *(a + b for a, b in merges)]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def spelled(tokenizer, ids):
+    """Bytes of tokens, of either kind of tokenizer."""
+    if tokenizer.unk_token is None:
+        return bytes_of(tokenizer, ids)
+    tokens = tokenizer.convert_ids_to_tokens([int(n) for n in ids])
+    return b"".join(
+        bytes([int(token[3:5], 16)]) if token.startswith("<0x") else token.replace("\u2581", " ").encode()
+        for token in tokens
+    )
+
+
+@given(prompt=text, completion=text)
+@settings(max_examples=40)
+def test_pairs_of_tokenizers_that_put_spaces_before_and_split_characters(prompt, completion):
+    """What a paired position has read is the same text but for a space put before it."""
+    spaced = spaced_tokenizer()
+    for tokenizers in ((spaced, TEACHER), (STUDENT, spaced)):
+        row = DistillationCollator(*tokenizers).prepare({"prompt": prompt, "completion": completion})
+        sides = []
+        for tokenizer, prefix in zip(tokenizers, ("", "teacher_"), strict=True):
+            ids, first = learnt(tokenizer, row, prefix)
+            assert ids[-1] == tokenizer.eos_token_id
+            sides.append((tokenizer, ids, first))
+            assert spelled(tokenizer, ids[:-1]).lstrip(b" ") == completion.lstrip(" ").encode()
+        for i, j in row["pairs"]:
+            read = [
+                spelled(tokenizer, ids[: at + 1 - first])
+                for (tokenizer, ids, first), at in zip(sides, (i, j), strict=True)
+            ]
+            assert read[0].lstrip(b" ") == read[1].lstrip(b" ")
+        # the beginning and the end are always paired
+        assert row["pairs"][-1] == [len(row["input_ids"]) - 2, len(row["teacher_input_ids"]) - 2]
+        assert row["target_bytes"] == len(completion.encode())
 
 
 @given(words=text, student=st.integers(2, 20), teacher=st.integers(2, 20))

@@ -77,6 +77,15 @@ def test_sums_are_in_the_checkpoint(tmp_path):
     assert kept["loss"] > 0
 
 
+def test_the_mean_loss_of_the_rest_is_that_of_the_rest(tmp_path):
+    run(tmp_path, stop=3)
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))
+    third = state["stateful_callbacks"]["RunningTerms"]["args"]["loss"]
+    _, logs, trainer = run(tmp_path, stop=3, resume=str(tmp_path / "checkpoint-3"))
+    rest = 2 * logs[1]["loss"] - third + 2 * logs[2]["loss"]
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(rest / 3, rel=1e-6)
+
+
 def test_checkpoint_of_another_trainer_can_be_gone_on_from(tmp_path):
     run(tmp_path, stop=3)
     path = tmp_path / "checkpoint-3" / "trainer_state.json"

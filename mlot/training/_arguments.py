@@ -18,7 +18,7 @@ _OF_THE_LOSS = tuple(f.name for f in fields(MultiLevelOTConfig))
 
 @dataclass
 class MultiLevelOTTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the settings of MultiLevelOT; the paper's are the defaults.
+    """`transformers.TrainingArguments` with those of MultiLevelOT; defaults are the paper's, but for pairs.
 
     Args:
         alpha: weight of the transport against cross-entropy; with 0 the teacher is not asked.

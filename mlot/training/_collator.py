@@ -39,7 +39,8 @@ class DistillationCollator:
     or one that `prepare` made of these. Further keys are passed over. What is learnt is *the common text*,
     the same characters for both models, though templates and prompts around it may differ. A text that the
     limits do not let through is cut at the last byte at which both tokenizations have a border within them;
-    ``truncation`` counts what was cut. Examples are not packed.
+    ``truncation`` counts what was cut. A prompt is not cut: an example whose prompt leaves no room has
+    nothing to learn, and is dropped from data sets that are tokenised beforehand. Examples are not packed.
 
     Batches hold, padded,
 

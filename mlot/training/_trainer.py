@@ -214,6 +214,8 @@ class MultiLevelOTMixin(_Base):
             if step and kept:
                 running.restore(kept)
                 self._tr_loss += running.loss
+                # which is drained into this sum, of the steps of this call alone
+                self._total_loss_scalar -= running.loss
                 self._globalstep_last_logged = running.since
             else:
                 running.begin(step)

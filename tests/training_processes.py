@@ -1,0 +1,75 @@
+"""Runs that `test_training_processes` compares between one process and two; rank 0 writes what came out."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from training_cases import examples, make_trainer
+
+
+def untied():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=270,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).double()
+
+
+def trainer(folder, size, **settings):
+    """All eight examples in every step, and seven held out in batches of two on each process."""
+    return make_trainer(
+        folder,
+        model=untied(),
+        eval_dataset=examples()[:7],
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=2,
+        logging_steps=2,
+        max_steps=4,
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=4,
+        use_linear_head=True,
+        **settings,
+    )
+
+
+def runs(folder, size):
+    """Logs of a run, of the rest of it after a checkpoint, and of one with local means."""
+    found = {}
+    whole = trainer(folder / "whole", size)
+    whole.train()
+    found["whole"] = whole.state.log_history
+    rest = trainer(folder / "whole", size)
+    rest.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+    found["resumed"] = rest.state.log_history
+    local = trainer(folder / "local", size, average_tokens_across_devices=False)
+    local.train()
+    found["local"] = local.state.log_history
+    return found
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    found = runs(folder, 4)
+    if dist.get_rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
