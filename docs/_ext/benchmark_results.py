@@ -36,39 +36,50 @@ def page(results: Path = RESULTS) -> str:
 
 
 def section(path: Path, results: Path) -> Iterator[str]:
-    """Parts of one report: its title, its figure if it has figures, and its text one level lower."""
+    """Parts of one report.
+
+    One that has figures: its title, the figure, how it was measured, what is to know, and its tables folded away.
+    Any other: its text, one level lower.
+    """
     folder = path.parent.relative_to(results).as_posix()
-    name = path.stem
-    lines = path.read_text().splitlines()
-    title = lines[0].removeprefix("# ").strip() if lines and lines[0].startswith("# ") else name
-    if title == name:
-        title = _TITLES.get(name, name.replace("-", " ").capitalize())
-    yield f"## {title}" if folder in (".", name) else f"## {title} ({folder})"
+    title, _, body = path.read_text().partition("\n")
+    title = _TITLES.get(path.stem, title.removeprefix("# ").strip())
+    yield f"## {title}" if folder in (".", path.stem) else f"## {title} ({folder})"
     yield f"From `benchmarks/results/{path.relative_to(results).as_posix()}`."
-    yield from _drawing(path.with_suffix(".json"))
-    body = "\n".join(lines[1:])
-    body = re.sub(r"^#", "##", body, flags=re.MULTILINE)
     body = re.sub(r"^(Settings|Measured on): ", r"**\1:** ", body, flags=re.MULTILINE)
-    yield _PICTURE.sub(lambda found: _picture(found[1], path.parent / found[2]), body).strip()
-
-
-def _drawing(figures: Path) -> Iterator[str]:
-    if not figures.exists():
+    body = _PICTURE.sub(lambda found: _picture(found[1], path.parent / found[2]), body)
+    drawing = _drawing(path.with_suffix(".json"))
+    if drawing is None:
+        yield re.sub(r"^#", "##", body, flags=re.MULTILINE).strip()
         return
+    yield drawing
+    first = body.index("\n## ")
+    last = body.index("\n- ", first) if "\n- " in body[first:] else len(body)
+    yield body[:first].strip()
+    yield body[last:].strip()
+    tables = re.sub(r"^#+ (.*)$", r"**\1**", body[first:last], flags=re.MULTILINE)
+    yield f":::{{dropdown}} Tables\n{tables.strip()}\n:::"
+
+
+def _drawing(figures: Path) -> str | None:
+    """Directive that draws the figures beside a report, if there are such."""
+    if not figures.exists():
+        return None
     rows = json.loads(figures.read_text()).get("rows", [])
     if not any(row.get("seconds") for row in rows):
-        return
-    kind = "curves" if any(row.get("point") for row in rows) else "bars"
+        return None
     names = list(dict.fromkeys(row["name"] for row in rows))
-    if kind == "curves":
-        axes = list(dict.fromkeys(row["point"]["axis"] for row in rows if row.get("point")))
-        text = f"Time and peak memory against {', '.join(axes)} on logarithmic axes, one curve for each of: "
+    axes = list(dict.fromkeys(row["point"]["axis"] for row in rows if row.get("point")))
+    if axes:
+        kind = "curves"
+        text = f"Time and memory against {', '.join(axes)} on logarithmic axes, one curve for each of: "
     else:
-        text = "Bars of median time and of peak memory without the gradient's own size, for: "
-    yield "\n".join(
+        kind = "bars"
+        text = "Bars of median time and of memory beyond inputs and gradient, for: "
+    return "\n".join(
         [
             f"```{{drawn}} benchmark_figures.py {kind} ../{figures.relative_to(_DOCS.parent).as_posix()}",
-            f":alt: {text}{'; '.join(names)}. The tables below have the same figures.",
+            f":alt: {text}{'; '.join(names)}. The tables have the same figures.",
             "```",
         ]
     )

@@ -12,14 +12,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 INK, DARK_INK = "#1f2328", "#d4d7dc"
-FRAME, DARK_FRAME = "#ffffff", "#131416"
-_SWAPS = {INK: DARK_INK, FRAME: DARK_FRAME}
 _SHORTEST_TEXT = 40
 STYLE = {
     "figure.figsize": (7.2, 3.6),
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": FRAME,
+    "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "axes.prop_cycle": matplotlib.cycler(color=["#3b82c4", "#e0782f", "#2f9e6e", "#c2569b", "#8a8f98"]),
@@ -44,7 +42,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, light: Path, dark: Path) -> None:
-    """Write a figure twice; the dark one has ink and frame swapped, everything else as drawn."""
+    """Write a figure twice; the dark one has light ink, everything else as drawn."""
     light.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(light, facecolor="none")
     for artist in figure.findobj():
@@ -61,8 +59,8 @@ def _swap(artist: Artist) -> None:
             colour = to_hex(read(), keep_alpha=False)
         except (TypeError, ValueError):  # many colours at once, or a name such as "none"
             continue
-        if colour in _SWAPS and _visible(read()):
-            write(_SWAPS[colour])
+        if colour == INK and _visible(read()):
+            write(DARK_INK)
 
 
 def _visible(colour: Any) -> bool:

@@ -23,6 +23,7 @@ from sphinx.util.inspect import stringify_signature
 _log = logging.getLogger(__name__)
 _ROOT = "mlot"
 _COMMANDS = "__main__"  # importing it would run the command
+_TORCHS_OWN = ("extra_repr",)  # what torch calls when a module is printed
 _OPTIONAL = ("mlot.backends.triton_kernels",)  # needs triton, which only the tests install
 
 
@@ -61,14 +62,12 @@ def public_names() -> dict[str, Any]:
 
 
 def _members(cls: type) -> Iterator[str]:
+    kinds = (staticmethod, classmethod, property)
     for name, value in vars(cls).items():
-        if (
-            name.startswith("_")
-            or not isinstance(value, staticmethod | classmethod | property)
-            and not (inspect.isfunction(value))
-        ):
+        if name in _TORCHS_OWN:
             continue
-        yield name
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds)):
+            yield name
 
 
 def undocumented(names: Mapping[str, Any], described: Mapping[str, str]) -> list[str]:

@@ -2,8 +2,8 @@
 
     {test}`test_invariants.py::test_bounds`
 
-It is an error if there is no such test. What the role shows is the test's name in words. Where a page names a test
-in full, as code (``tests/test_invariants.py::test_bounds``), that is linked, too.
+It is an error if there is no such test. What the role shows is the test's name in words. Where a page names a
+test in full, as code (``tests/test_invariants.py::test_bounds``), that is linked, too.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@ r"""
 A plan against its regularisation
 =================================
 
-`mlot.sinkhorn` starts from the kernel :math:`K^0 = e^{-C/\lambda}` and scales its rows and columns :math:`N` times.
-The smaller :math:`\lambda`, the nearer the plan is to the exact one, and the more rounds it takes.
+`mlot.sinkhorn` starts from the kernel :math:`K^0 = e^{-C/\lambda}` and scales its rows and columns
+:math:`N` times. The smaller :math:`\lambda`, the nearer the plan is to the exact one, and the more rounds
+it takes.
 
-The cost here is that of the loss: two sequences of predictions, :math:`T_t = 14` and :math:`T_s = 18` positions,
-that drift from one token to the next at different speeds, compared by :math:`C_{ij} = \sum_l |t_l(i) - s_l(j)|`.
+The cost here is that of the loss: two sequences of predictions, :math:`T_t = 14` and :math:`T_s = 18`
+positions, that drift from one token to the next at different speeds, compared by :math:`C_{ij} = \sum_l
+|t_l(i) - s_l(j)|`.
 """
 
 import matplotlib.pyplot as plt
@@ -46,8 +48,9 @@ for axis, (name, plan) in zip(axes, plans.items(), strict=True):
     axis.set(title=name, xlabel="student position")
 axes[0].set_ylabel("teacher position")
 figure.set_label(
-    "Four plans between 14 teacher and 18 student positions as heat maps: the exact one is a thin diagonal staircase; "
-    "with growing regularisation, 0.02, 0.1 and 0.5, the diagonal becomes wider and fainter."
+    "Four plans between 14 teacher and 18 student positions as heat maps: the exact one is a thin "
+    "diagonal staircase; with growing regularisation, 0.02, 0.1 and 0.5, the diagonal becomes wider and"
+    " fainter."
 )
 print("entries above 1e-9 in the exact plan:", int((exact.plan > 1e-9).sum()))
 
@@ -56,8 +59,8 @@ print("entries above 1e-9 in the exact plan:", int((exact.plan > 1e-9).sum()))
 # --------------
 #
 # :math:`\langle P, C \rangle` of a converged plan is never below the exact optimum and falls to it with
-# :math:`\lambda`. After the 20 rounds of the paper's setting the rows' marginals are not met exactly, so the value
-# may lie on either side; ``marginal_error`` says how far the rounds got.
+# :math:`\lambda`. After the 20 rounds of the paper's setting the rows' marginals are not met exactly, so
+# the value may lie on either side; ``marginal_error`` says how far the rounds got.
 
 epsilons = np.geomspace(0.02, 2.0, 15)
 converged = [mlot.sinkhorn(cost, epsilon=e, n_iter=2000, tol=1e-6) for e in epsilons]
@@ -75,7 +78,7 @@ left.legend()
 right.plot(epsilons, [max(found.marginal_error, 1e-17) for found in truncated], "--", color="#e0782f")
 right.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel="marginal error after 20 rounds")
 figure.set_label(
-    "Left: cost of the plan against the regularisation, converged and after 20 rounds, above a dotted line for the "
-    "exact optimum that the converged curve meets on the left. Right: marginal error after 20 rounds, falling "
-    "steeply as the regularisation grows."
+    "Left: cost of the plan against the regularisation, converged and after 20 rounds, above a dotted "
+    "line for the exact optimum that the converged curve meets on the left. Right: marginal error after"
+    " 20 rounds, falling steeply as the regularisation grows."
 )

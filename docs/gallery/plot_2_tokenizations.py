@@ -2,9 +2,10 @@ r"""
 Two tokenizations of one sentence
 =================================
 
-Two tokenizers cut a sentence differently, so position :math:`i` of one is not the place in the text that position
-:math:`i` of the other is. The sequence level of the loss transports whole positions; the token level compares
-pairs. Here are both, for two bigram models, one for each tokenizer, made on the spot from docstrings.
+Two tokenizers cut a sentence differently, so position :math:`i` of one is not the place in the text that
+position :math:`i` of the other is. The sequence level of the loss transports whole positions; the token
+level compares pairs. Here are both, for two bigram models, one for each tokenizer, made on the spot from
+docstrings.
 """
 
 import inspect
@@ -69,7 +70,7 @@ by_index = mlot.multi_level_ot(student, teacher)
 print(f"HAD for each pair: {float(by_pairs.had):.3f} by bytes, {float(by_index.had):.3f} by index")
 
 pieces = [
-    [repr(sentence.encode()[a:b].decode())[1:-1] for a, b in zip(side.starts, side.ends, strict=True)]
+    [sentence.encode()[a:b].decode().replace(" ", "·") for a, b in zip(side.starts, side.ends, strict=True)]
     for side in (student_bytes, teacher_bytes)
 ]
 plan = np.asarray(by_pairs.plan[0])
@@ -79,13 +80,14 @@ axis.plot(pairs[:, 0], pairs[:, 1], "o", color="#e0782f", markersize=5, label="a
 axis.set_xticks(range(len(pieces[0])), pieces[0], rotation=90, fontsize=7, family="monospace")
 axis.set_yticks(range(len(pieces[1])), pieces[1], fontsize=8, family="monospace")
 axis.set(xlabel="student tokens", ylabel="teacher tokens")
-axis.legend(loc="lower left")
+axis.legend(loc="lower right", bbox_to_anchor=(1, 1))
 figure.set_label(
-    "Heat map of the transport plan between the tokens of one sentence: rows are the teacher's tokens, columns the "
-    "student's shorter ones. Dots mark the positions after the same bytes; they run along the diagonal, while the "
-    "plan also moves mass between distant positions whose predictions are alike."
+    "Heat map of the transport plan between the tokens of one sentence: rows are the teacher's tokens, "
+    "columns the student's shorter ones. Dots mark the positions after the same bytes; they run along "
+    "the diagonal, while the plan also moves mass between distant positions whose predictions are "
+    "alike."
 )
 
 # %%
-# The plan knows predictions only, not places: mass goes where the two models predict alike. A teacher's row is
-# scaled to its largest entry for the picture.
+# The plan knows predictions only, not places: mass goes where the two models predict alike. A teacher's row
+# is scaled to its largest entry for the picture.

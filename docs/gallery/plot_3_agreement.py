@@ -2,9 +2,9 @@ r"""
 Agreement with POT
 ==================
 
-Numbers of this library are held against independent solvers by its tests and by ``python -m mlot.verify``. This page
-does so where one can see it: two hundred random problems, Sinkhorn by `ot.sinkhorn` and exact transport by
-`ot.emd2` on one side, both backends on the other.
+Numbers of this library are held against independent solvers by its tests and by ``python -m mlot.verify``.
+This page does so where one can see it: two hundred random problems, Sinkhorn by `ot.sinkhorn` and exact
+transport by `ot.emd2` on one side, both backends on the other.
 """
 
 import matplotlib.pyplot as plt
@@ -25,8 +25,8 @@ for _ in range(200):
 # Sinkhorn
 # --------
 #
-# POT's ``sinkhorn`` does columns before rows; on the transposed cost that is rows before columns, so that both make
-# the same 20 rounds. Compared is :math:`\langle P, C\rangle` after them.
+# POT's ``sinkhorn`` does columns before rows; on the transposed cost that is rows before columns, so that
+# both make the same 20 rounds. Compared is :math:`\langle P, C\rangle` after them.
 
 
 def relative(ours, theirs):
@@ -56,8 +56,8 @@ for name, values in errors.items():
 axis.set(xscale="log", xlabel="relative difference from POT", ylabel="problems")
 axis.legend()
 figure.set_label(
-    "Histogram of relative differences from POT over 200 random problems, on a logarithmic axis: both float64 "
-    "backends lie near 1e-16, the float32 one near 1e-7."
+    "Histogram of relative differences from POT over 200 random problems, on a logarithmic axis: both "
+    "float64 backends lie near 1e-16, the float32 one near 1e-7."
 )
 
 # %%

@@ -2,12 +2,12 @@ r"""
 The gradient field
 ==================
 
-One position, three tokens in either vocabulary. The teacher predicts :math:`t = (0.6, 0.3, 0.1)`; the student's
-logits are :math:`z = (x, y, 0)`. Every point of the plane is a student, an arrow points where its gradient step
-goes, and the colour is the value of the term.
+One position, three tokens in either vocabulary. The teacher predicts :math:`t = (0.6, 0.3, 0.1)`; the
+student's logits are :math:`z = (x, y, 0)`. Every point of the plane is a student, an arrow points where its
+gradient step goes, and the colour is the value of the term.
 
-The loss knows no token's name: the student's columns are matched with the teacher's by cost, so any permutation of
-:math:`t` is as good, and six students, the white dots, have HAD 0.
+The loss knows no token's name: the student's columns are matched with the teacher's by cost, so any
+permutation of :math:`t` is as good, and six students, the white dots, have HAD 0.
 """
 
 import itertools
@@ -47,14 +47,15 @@ for axis, term in zip(axes, ("had", "sl", "sd"), strict=True):
     axis.set(title=term.upper(), xlabel="$x$", aspect="equal")
 axes[0].set_ylabel("$y$")
 figure.set_label(
-    "Three panels over the student's two free logits, for HAD, SL and SD: contours with arrows downhill. "
-    "All three panels repeat sixfold around the six permutations of the teacher; HAD's arrows have few directions with "
-    "kinks between them, SL's lead smoothly to the dots."
+    "Three panels over the student's two free logits, for HAD, SL and SD: contours with arrows "
+    "downhill. All three panels repeat sixfold around the six permutations of the teacher; HAD's arrows"
+    " have few directions with kinks between them, SL's lead smoothly to the dots."
 )
 
 # %%
-# HAD is piecewise smooth: its arrows change direction where a difference changes its sign, and where the matching
-# changes. There the gradient does not exist; anywhere else it is the true one, as central differences confirm:
+# HAD is piecewise smooth: its arrows change direction where a difference changes its sign, and where the
+# matching changes. There the gradient does not exist; anywhere else it is the true one, as central
+# differences confirm:
 
 student = points[::7].clone().requires_grad_()
 fixed = teacher[::7]

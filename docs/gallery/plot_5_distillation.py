@@ -2,14 +2,14 @@ r"""
 A tiny distillation
 ===================
 
-A language of twelve letters in which each letter depends on the last. The teacher has learnt its probabilities;
-its tokens are the letters, under other numbers. The student's tokenizer also has six pairs of letters. From a few
-lines of text it learns alone, by cross-entropy, and with the teacher, by
+A language of twelve letters in which each letter depends on the last. The teacher has learnt its
+probabilities; its tokens are the letters, under other numbers. The student's tokenizer also has six pairs
+of letters. From a few lines of text it learns alone, by cross-entropy, and with the teacher, by
 
 .. math:: \mathcal L = \mathrm{CE} + \alpha\,(\mathrm{HAD} + 0.1\,\mathrm{SL} + 0.1\,\mathrm{SD}).
 
-This shows how the pieces fit into a loop, on a problem made up for the purpose. It says nothing about how much the
-loss gives on text.
+This shows how the pieces fit into a loop, on a problem made up for the purpose. It says nothing about how
+much the loss gives on text.
 """
 
 import matplotlib.pyplot as plt
@@ -101,8 +101,8 @@ class Student(nn.Module):
 # Training
 # --------
 #
-# Both start from the same weights and see the same text. Held-out cross-entropy is given in nats for each letter,
-# since that can be compared whatever the tokenizer.
+# Both start from the same weights and see the same text. Held-out cross-entropy is given in nats for each
+# letter, since that can be compared whatever the tokenizer.
 
 here, there = batch(train), batch(held_out)
 
@@ -144,10 +144,10 @@ for alpha, seeds in curves.items():
 axis.set(xlabel="step", ylabel="held-out nats for each letter")
 axis.legend()
 figure.set_label(
-    "Held-out cross-entropy for each letter against training steps, for the weights 0, 0.15 and 1 of the "
-    "distillation term; lines are means over three seeds, bands reach from the lowest to the highest."
+    "Held-out cross-entropy for each letter against training steps, for the weights 0, 0.15 and 1 of "
+    "the distillation term; lines are means over three seeds, bands reach from the lowest to the "
+    "highest."
 )
 for alpha, seeds in curves.items():
-    print(
-        f"alpha {alpha}: lowest mean {seeds.mean(axis=0).min():.3f}, after the last step {seeds.mean(axis=0)[-1]:.3f}"
-    )
+    mean = seeds.mean(axis=0)
+    print(f"alpha {alpha}: lowest {mean.min():.3f}, after the last step {mean[-1]:.3f}")
