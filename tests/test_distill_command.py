@@ -1,5 +1,6 @@
 """``python -m mlot.distill`` from end to end, and its options."""
 
+import html
 import json
 import random
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -21,12 +21,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mlot.distill import evaluate_bits, make_windows
+from mlot.distill import Examples, evaluate_bits, make_pieces
 from mlot.distill import run as run_module
+from mlot.distill import setup as preparing
 from mlot.distill.cli import main
 from mlot.distill.errors import DistillError
 from mlot.distill.options import QUICK, Options
-from mlot.distill.output import ENTRIES
+from mlot.distill.output import ENTRIES, FORMAT
 from mlot.distill.text import read_documents, split_corpus
 from mlot.distill.vocabularies import train_bpe, train_unigram
 
@@ -76,16 +77,18 @@ def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"))
 
 
-def held_out_windows(text, student, teacher, length=32, seed=0):
-    corpus = split_corpus(read_documents(text), Options.held_out, seed)
-    return make_windows(corpus.held_out, student, teacher, length, mark_end=False)
+def held_out_examples(text, reader, other, share=Options.held_out, length=32, seed=0):
+    """Held-out text in the tokens of a reader; pieces do not depend on the order of the two."""
+    corpus = split_corpus(read_documents(text), share, seed)
+    pieces = make_pieces(corpus.held_out, reader, other, length, mark_end=False)
+    return Examples(pieces, reader, other, length)
 
 
 def run_without_training(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a training was started")
 
-    monkeypatch.setattr(run_module, "DistillationTrainer", fail)
+    monkeypatch.setattr(run_module, "MultiLevelOTTrainer", fail)
 
 
 # -- whole runs ------------------------------------------------------------------------------------------
@@ -104,16 +107,11 @@ def test_every_file_is_there(made):
     for name in ("teacher", "student-ce", "student-mlot"):
         present = {path.name for path in (made / name).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= present
-    with Image.open(made / "curves.png") as image:
-        assert image.format == "PNG"
-        assert min(image.size) > 300
-    samples = (made / "samples.txt").read_text(encoding="utf-8")
-    assert samples.count("=== teacher ===") == samples.count("=== student, MultiLevelOT ===") == 3
 
 
 def test_report_holds_what_was_asked_for(made, text):
     report = json.loads((made / "report.json").read_text(encoding="utf-8"))
-    assert report["format"] == "mlot.distill.1"
+    assert report["format"] == FORMAT
     assert report["settings"] | {"steps": 4, "k": 8, "held_out": 0.4, "text": str(text)} == report["settings"]
     models = report["models"]
     assert list(models) == ["teacher", "student-ce", "student-mlot"]
@@ -121,12 +119,18 @@ def test_report_holds_what_was_asked_for(made, text):
     for name in ("student-ce", "student-mlot"):
         assert [entry["step"] for entry in models[name]["curve"]] == [0, 2, 4]
         assert models[name]["curve"][-1]["bits_per_byte"] == models[name]["bits_per_byte"]
+        assert [entry["step"] for entry in models[name]["logged"]["loss"]] == [2, 4]
+        low, high = models[name]["interval_95"]
+        assert low < models[name]["bits_per_byte"] < high
+        assert len(models[name]["samples"]) == 3
     plain, distilled = models["student-ce"], models["student-mlot"]
     assert plain["curve"][0] == distilled["curve"][0]
     assert plain["bits_per_byte"] != distilled["bits_per_byte"]
     assert plain["bits_per_byte"] < plain["curve"][0]["bits_per_byte"]
-    assert set(plain["terms"]) == {"loss", "ce"}
-    assert set(distilled["terms"]) == {"loss", "ce", "had", "sl", "sd"}
+    terms = {"had", "sl", "sd", "teacher_kept_mass", "student_kept_mass", "matching_gap", "marginal_error"}
+    assert {"loss", "ce"} <= set(plain["logged"])
+    assert terms.isdisjoint(plain["logged"])
+    assert terms | {"loss", "ce", "paired_share"} <= set(distilled["logged"])
     difference = distilled["bits_per_byte"] - plain["bits_per_byte"]
     assert report["difference"]["bits_per_byte"] == pytest.approx(difference, abs=1e-15)
     low, high = report["difference"]["interval_95"]
@@ -134,20 +138,27 @@ def test_report_holds_what_was_asked_for(made, text):
     sizes = report["text"]
     assert sizes["train"]["bytes"] + sizes["held_out"]["bytes"] == len(text.read_bytes())
     assert sizes["train"]["documents"] + sizes["held_out"]["documents"] == 30
-    page = (made / "report.md").read_text(encoding="utf-8")
+    assert f"{difference:+.4f}" in report["verdict"]
+    page = (made / "report.html").read_text(encoding="utf-8")
     for model in models.values():
         assert f"{model['bits_per_byte']:.4f}" in page
-    assert f"{difference:+.4f}" in page
+    assert html.escape(report["verdict"], quote=True).replace("&#x27;", "&#39;") in page
+    alignment = report["alignment"]
+    assert 0 < alignment["pairs"] <= min(alignment["student_positions"], alignment["teacher_positions"])
+    windows = min(sizes["held_out"]["windows"], 32)
+    assert {name: len(values) for name, values in report["diagnostics"].items()} == dict.fromkeys(
+        ("pairs", "teacher_kept_mass", "student_kept_mass", "matching_gap", "marginal_error"), windows
+    )
+    assert len(report["matches"]) == 8
 
 
 def test_saved_models_have_the_bits_per_byte_that_were_reported(made, text):
     report = json.loads((made / "report.json").read_text(encoding="utf-8"))
     teacher, student = (AutoTokenizer.from_pretrained(made / name) for name in ("teacher", "student-mlot"))
-    corpus = split_corpus(read_documents(text), 0.4, 0)
-    windows = make_windows(corpus.held_out, student, teacher, 32, mark_end=False)
     for name in ("teacher", "student-ce", "student-mlot"):
         model = AutoModelForCausalLM.from_pretrained(made / name)
-        score = evaluate_bits(model, windows, "teacher" if name == "teacher" else "student", 0, 1)
+        both = (teacher, student) if name == "teacher" else (student, teacher)
+        score = evaluate_bits(model, held_out_examples(text, *both, share=0.4), 1)
         assert score.bits_per_byte == pytest.approx(report["models"][name]["bits_per_byte"], rel=1e-5)
 
 
@@ -176,10 +187,10 @@ def test_no_tokenizer_sees_held_out_text(text, tmp_path, monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(run_module, "train_bpe", watched(train_bpe))
-    monkeypatch.setattr(run_module, "train_unigram", watched(train_unigram))
+    monkeypatch.setattr(preparing, "train_bpe", watched(train_bpe))
+    monkeypatch.setattr(preparing, "train_unigram", watched(train_unigram))
     monkeypatch.setattr(
-        run_module._Run, "_windows", lambda *_: (_ for _ in ()).throw(DistillError("stop here"))
+        preparing, "_together", lambda *_: (_ for _ in ()).throw(DistillError("stop here"))
     )
     assert main([*MADE, *SHORT, "--text", str(text), "--output", str(tmp_path / "out")]) == 2
     corpus = split_corpus(read_documents(text), Options.held_out, 0)
@@ -241,7 +252,7 @@ def test_models_from_folders(text, tokenizers, tmp_path, capsys, dtype):
     start = load_file(folders[1] / "model.safetensors")
     output = tmp_path / "out"
     sources = ["--teacher", str(folders[0]), "--student", str(folders[1]), "--text", str(text)]
-    assert main([*SHORT, *sources, "--output", str(output)]) == 0
+    assert main([*SHORT, *sources, "--output", str(output), "--baseline"]) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(set(ENTRIES) - {"teacher"})
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert report["models"]["teacher"]["steps"] == 0
@@ -254,13 +265,13 @@ def test_models_from_folders(text, tokenizers, tmp_path, capsys, dtype):
     err = capsys.readouterr().err
     assert all(f"notice: {notice}" in err for notice in notices)
     # the teacher's figure is that of its folder, and the students started from theirs
-    windows = held_out_windows(text, tokenizers[1], teacher)
     model = AutoModelForCausalLM.from_pretrained(folders[0])
     assert model.dtype == dtype
-    score = evaluate_bits(model, windows, "teacher", 2, 8)
+    teacher.pad_token = teacher.eos_token
+    score = evaluate_bits(model, held_out_examples(text, teacher, tokenizers[1]), 8)
     assert score.bits_per_byte == pytest.approx(report["models"]["teacher"]["bits_per_byte"], rel=1e-6)
     student = AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.float32)
-    first = evaluate_bits(student, windows, "student", 0, 8)
+    first = evaluate_bits(student, held_out_examples(text, tokenizers[1], teacher), 8)
     for name in ("student-ce", "student-mlot"):
         found = report["models"][name]["curve"][0]["bits_per_byte"]
         assert found == pytest.approx(first.bits_per_byte, rel=1e-6)
@@ -280,7 +291,7 @@ def test_tokenizer_that_changes_text_is_noticed(text, tokenizers, tmp_path, caps
     sources = ["--teacher", str(folders[0]), "--student", str(folders[1]), "--text", str(text)]
     with pytest.raises(AssertionError, match="a training was started"):
         main([*SHORT, *sources, "--output", str(tmp_path / "out")])
-    changed = sum("Größe" in w.text for w in held_out_windows(text, tokenizers[1], teacher))
+    changed = sum("Größe" in p.text for p in held_out_examples(text, tokenizers[1], teacher).pieces)
     assert changed > 0
     assert f"the teacher's tokenizer does not give back {changed} of" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -310,6 +321,14 @@ def test_quick_gives_way_to_what_is_typed(monkeypatch):
     assert main(["--quick", "--steps", "7"]) == 0
     assert main([]) == 0
     assert found == [Options(**QUICK), Options(**(QUICK | {"steps": 7})), Options()]
+
+
+def test_students_from_folders_have_a_twin_on_request():
+    folders = {"teacher": "t", "student": "s"}
+    assert Options().compares
+    assert not Options(baseline=False).compares
+    assert not Options(**folders).compares
+    assert Options(**folders, baseline=True).compares
 
 
 def test_interruption(monkeypatch, capsys):

@@ -1,5 +1,7 @@
-"""The example trainer's text, tokenizers, windows and batches."""
+"""The command's text, tokenizers and pieces."""
 
+import copy
+import json
 import random
 import subprocess
 import sys
@@ -10,11 +12,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlot.distill import Collator, DistillError, PairCollator, PrefixPairs, Window, make_windows
+from mlot.distill import DistillError, Examples, Piece, make_pieces
+from mlot.distill.records import Record
 from mlot.distill.text import read_documents, split_corpus, split_text, standard_library_documents
 from mlot.distill.vocabularies import complete, start_token, token_ids, train_bpe, train_unigram
 
@@ -201,98 +203,198 @@ def test_tokenizer_without_special_tokens_is_refused():
     assert complete(_bare(bos_token="<e>", pad_token="<p>"), "--teacher") == []
 
 
-# -- windows ---------------------------------------------------------------------------------------------
+# -- pieces ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [8, 17, 64])
-def test_windows_fit_and_join_to_the_documents(tokenizers, length):
+def test_pieces_fit_and_join_to_the_documents(tokenizers, length):
     student, teacher = tokenizers
-    windows = make_windows(TEXTS, student, teacher, length)
-    joined = ["".join(w.text for w in windows if w.document == n) for n in range(len(TEXTS))]
-    assert joined == TEXTS
-    assert [w.document for w in windows] == sorted(w.document for w in windows)
-    for n, window in enumerate(windows):
-        last = n + 1 == len(windows) or windows[n + 1].document != window.document
-        for tokenizer, ids in ((student, window.student), (teacher, window.teacher)):
+    pieces = make_pieces(TEXTS, student, teacher, length)
+    assert ["".join(p.text for p in pieces if p.document == n) for n in range(len(TEXTS))] == TEXTS
+    assert [p.document for p in pieces] == sorted(p.document for p in pieces)
+    examples = Examples(pieces, student, teacher, length)
+    whole = examples.settle()
+    assert (whole.cut, whole.empty, examples.pieces) == (0, 0, pieces)
+    for n, piece in enumerate(pieces):
+        last = n + 1 == len(pieces) or pieces[n + 1].document != piece.document
+        assert piece.ends == last
+        for tokenizer, prefix in ((student, ""), (teacher, "teacher_")):
+            ids = list(examples[n][prefix + "input_ids"])
             assert len(ids) <= length
-            text = ids[1:-1] if last else ids[1:]
             assert ids[0] == tokenizer.bos_token_id
             assert (ids[-1] == tokenizer.eos_token_id) == last
-            assert list(text) == token_ids(tokenizer, [window.text])[0]
+            assert (ids[1:-1] if last else ids[1:]) == token_ids(tokenizer, [piece.text])[0]
+            assert list(examples[n][prefix + "labels"]) == [-100, *ids[1:]]
+        assert examples[n]["target_bytes"] == len(piece.text.encode())
+        assert sum(examples[n]["text_mask"]) == len(examples[n]["input_ids"]) - 1 - last
 
 
-def test_windows_are_well_filled(tokenizers):
-    # words of at most 7 tokens: a window that another word would fit into is an error
-    windows = make_windows([TEXTS[3]], *tokenizers, 64)
-    assert all(max(len(w.student), len(w.teacher)) > 64 - 2 - 7 for w in windows[:-1])
+def test_pieces_are_well_filled(tokenizers):
+    # words of at most 7 tokens: a piece that another word would fit into is an error
+    pieces = make_pieces([TEXTS[3]], *tokenizers, 64)
+    for piece in pieces[:-1]:
+        assert max(len(token_ids(t, [piece.text])[0]) for t in tokenizers) + 2 > 64 - 2 - 7
 
 
-def test_windows_to_measure_with_end_nowhere(tokenizers):
-    student, teacher = tokenizers
-    windows = make_windows(TEXTS, student, teacher, 32, mark_end=False)
-    assert all(
-        student.eos_token_id not in w.student and teacher.eos_token_id not in w.teacher for w in windows
-    )
+def test_pieces_to_measure_with_end_nowhere(tokenizers):
+    assert not any(piece.ends for piece in make_pieces(TEXTS, *tokenizers, 32, mark_end=False))
 
 
-def test_window_too_small_for_a_character(tokenizers):
+def test_piece_too_small_for_a_character():
     with pytest.raises(
         DistillError, match="--length: expected room for the tokens of any one character, got 4"
     ):
-        make_windows(["🤖"], train_bpe(["abc"], 259, 8), train_bpe(["abc"], 259, 8), 4)
+        make_pieces(["🤖"], train_bpe(["abc"], 259, 8), train_bpe(["abc"], 259, 8), 4)
 
 
-# -- batches ---------------------------------------------------------------------------------------------
+def test_both_orders_of_the_tokenizers_have_the_same_tokens_and_text(tokenizers):
+    student, teacher = tokenizers
+    pieces = make_pieces(TEXTS, student, teacher, 24)
+    one, other = Examples(pieces, student, teacher, 24), Examples(pieces, teacher, student, 24)
+    for n in range(len(pieces)):
+        assert one[n]["input_ids"] == other[n]["teacher_input_ids"]
+        assert one[n]["teacher_labels"] == other[n]["labels"]
+        assert one[n]["target_bytes"] == other[n]["target_bytes"]
+        assert [[j, i] for i, j in one[n]["pairs"]] == other[n]["pairs"]
 
-WINDOWS = [
-    Window("first", 0, (1, 7, 0, 2), (1, 5)),  # the student's text holds token 0, which also pads
-    Window("second", 1, (1, 9), (1, 5, 6, 9, 2)),
+
+def test_pairs_have_read_the_same_text(tokenizers):
+    student, teacher = tokenizers
+    pieces = make_pieces(TEXTS[:2], student, teacher, 40)
+    examples = Examples(pieces, student, teacher, 40)
+    for n in range(len(pieces)):
+        row = examples[n]
+        read = [
+            (student.decode(row["input_ids"][1 : i + 1]), teacher.decode(row["teacher_input_ids"][1 : j + 1]))
+            for i, j in row["pairs"]
+        ]
+        assert all(one == other for one, other in read)
+        ends = []
+        for tokenizer, name in ((student, "input_ids"), (teacher, "teacher_input_ids")):
+            # positions whose prefix is whole characters and that predict a token
+            texts = {tokenizer.decode(row[name][1 : m + 1]) for m in range(len(row[name]) - 1)}
+            ends.append({text for text in texts if "\ufffd" not in text})
+        # nothing that both have read is left out
+        assert {one for one, _ in read if "\ufffd" not in one} == ends[0] & ends[1]
+
+
+def test_keys_are_those_of_a_saved_teacher(tokenizers):
+    from mlot.saved import example_key
+
+    pieces = make_pieces(TEXTS, *tokenizers, 24)
+    plain = Examples(pieces, *tokenizers, 24)
+    keyed = plain.with_keys()
+    for n, (ids, mask) in enumerate(plain.collator.teacher_examples(plain)):
+        assert keyed[n]["teacher_key"] == example_key(ids, mask)
+    assert "teacher_keys" in keyed.collator([keyed[0], keyed[1]])
+
+
+# -- records ---------------------------------------------------------------------------------------------
+
+RECORDS = [
+    {"text": "one two three four five six " * 10, "id": 7},
+    {"prompt": "What is five?", "completion": " A number."},
+    {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]},
+    {
+        "prompt": [{"role": "user", "content": "Bye"}],
+        "completion": [{"role": "assistant", "content": "Bye."}],
+    },
+    {"prompt": "Say nothing.", "completion": " "},
 ]
 
 
-def test_pair_collator_pads_and_masks_each_side_by_itself():
-    batch = PairCollator(0, 2)(WINDOWS)
-    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[1, 7, 0, 2], [1, 9, 0, 0]],
-        "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
-        "labels": [[-100, 7, 0, 2], [-100, 9, -100, -100]],
-        "teacher_input_ids": [[1, 5, 2, 2, 2], [1, 5, 6, 9, 2]],
-        "teacher_attention_mask": [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]],
-        "teacher_labels": [[-100, 5, -100, -100, -100], [-100, 5, 6, 9, 2]],
-    }
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+def write_records(path, records):
+    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n", encoding="utf-8")
+    return path
 
 
-def test_collator_of_one_side():
-    both = PairCollator(0, 2)(WINDOWS)
-    student, teacher = Collator("student", 0)(WINDOWS), Collator("teacher", 2)(WINDOWS)
-    for name in ("input_ids", "attention_mask", "labels"):
-        assert student[name].tolist() == both[name].tolist()
-        assert teacher[name].tolist() == both[f"teacher_{name}"].tolist()
+@pytest.mark.parametrize("name", ["text.jsonl", "text.NDJSON"])
+def test_records_of_a_file(tmp_path, name):
+    records = read_documents(write_records(tmp_path / name, [*RECORDS, RECORDS[1]]))
+    assert [record.line for record in records] == [1, 2, 3, 4, 6]  # in the fifth there is nothing to learn
+    assert [record.text for record in records] == [
+        RECORDS[0]["text"], " A number.", "Good day.", "Bye.", " A number."
+    ]  # fmt: skip
+    assert [record.plain for record in records] == [True, False, False, False, False]
+    assert records[1] == records[4] != records[2]
+    corpus = split_corpus(records, 0.3, 0)
+    assert len(corpus.train) + len(corpus.held_out) == 4
+    assert {r.content for r in corpus.train}.isdisjoint(r.content for r in corpus.held_out)
+    assert set(corpus.train_texts) == {record.text for record in corpus.train}
 
 
-def test_prefix_pairs_have_read_the_same_text(tokenizers):
-    student, teacher = tokenizers
-    windows = make_windows(TEXTS[:2], student, teacher, 40)
-    batch = PairCollator(0, 0, PrefixPairs(student, teacher))(windows)
-    assert batch["pairs"].shape[0] == len(windows)
-    for window, rows in zip(windows, batch["pairs"].tolist(), strict=True):
-        rows = [row for row in rows if row != [-1, -1]]
-        read = [
-            (student.decode(window.student[: i + 1][1:]), teacher.decode(window.teacher[: j + 1][1:]))
-            for i, j in rows
-        ]
-        assert all(one == other for one, other in read)
-        ends = {"student": set(), "teacher": set()}
-        for side, tokenizer in (("student", student), ("teacher", teacher)):
-            ids = getattr(window, side)
-            # positions whose prefix is whole characters and that predict a token
-            for n in range(len(ids) - 1):
-                text = tokenizer.decode(ids[1 : n + 1])
-                if "\ufffd" not in text:
-                    ends[side].add(text)
-        # nothing that both have read is left out
-        assert {one for one, _ in read if "\ufffd" not in one} == ends["student"] & ends["teacher"]
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "expected JSON: "),
+        ("[1]", "expected an object with text, prompt and completion, or messages, got an array"),
+        ("3", "or messages, got a number"),
+        ('{"txt": "x", "a": 1}', "or messages, got one with a, txt"),
+        ("{}", "or messages, got one with nothing"),
+        ('{"text": null}', "text: expected a string, got null"),
+        ('{"prompt": "x", "completion": true}', "prompt: expected a string like its counterpart, or a list"),
+        ('{"messages": "x"}', "messages: expected a list, got a string"),
+        ('{"messages": [{"role": "user"}]}', "messages: expected messages with a role and a content, got {"),
+        ('{"messages": [{"role": "assistant", "content": [1]}]}', "messages: expected messages with a role"),
+        ('{"text": "\\ud800"}', "expected valid Unicode, got a lone surrogate"),
+        (b"\xff", "expected UTF-8: "),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(DistillError) as caught:
+        read_documents(path)
+    assert str(caught.value).startswith(f"--text: line 3 of '{path}': ")
+    assert message in str(caught.value)
+
+
+def test_records_without_anything_to_learn(tmp_path):
+    path = write_records(tmp_path / "text.jsonl", [RECORDS[4], {"text": ""}])
+    with pytest.raises(DistillError, match="--text: expected some text to learn, but .* has none"):
+        read_documents(path)
+
+
+def test_records_become_examples(tokenizers, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    student, teacher = (copy.deepcopy(tokenizer) for tokenizer in tokenizers)
+    student.chat_template = teacher.chat_template = template
+    records = read_documents(write_records(tmp_path / "text.jsonl", RECORDS))
+    pieces = make_pieces(records, student, teacher, 48)
+    texts = [piece for piece in pieces if piece.record is None]
+    assert "".join(piece.text for piece in texts) == RECORDS[0]["text"]
+    assert len(texts) > 1
+    rest = pieces[len(texts) :]
+    assert [piece.record for piece in rest] == records[1:]
+    examples = Examples(pieces, student, teacher, 48)
+    assert examples.settle().cut == 0
+    for n, piece in enumerate(rest, start=len(texts)):
+        row = examples[n]
+        learnt = [i for i, m in zip(row["input_ids"], row["text_mask"], strict=True) if m]
+        assert student.decode(learnt) == piece.text
+        assert row["labels"][1] == -100
+
+
+def test_what_is_too_long_is_cut_and_what_is_left_empty_dropped(tokenizers):
+    long = {"prompt": "one ", "completion": "two three four five " * 8}
+    hopeless = {"prompt": "one two three four " * 30, "completion": "five"}
+    made = [
+        Piece(r["completion"], n, True, Record(r["completion"], str(n), n, r))
+        for n, r in enumerate([long, hopeless, {"prompt": "one ", "completion": "two"}])
+    ]
+    examples = Examples(made, *tokenizers, 24)
+    cut = examples.settle()
+    assert (cut.examples, cut.cut, cut.empty) == (3, 2, 1)
+    assert cut.cut_bytes > 100
+    assert [piece.document for piece in examples.pieces] == [0, 2]
+    assert max(len(examples[n]["input_ids"]) for n in range(2)) <= 24
+
+
+def test_a_record_that_a_tokenizer_cannot_take_is_named(tokenizers):
+    record = Record("Good day.", "x", 12, RECORDS[2])
+    examples = Examples([Piece(record.text, 0, True, record)], *tokenizers, 24)
+    with pytest.raises(DistillError, match="--text: line 12: student_tokenizer: expected a chat template"):
+        examples.settle()
 
 
 def test_without_transformers_the_error_says_what_to_install():

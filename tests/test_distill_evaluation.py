@@ -13,14 +13,45 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mlot.distill import Score, Window, difference_interval, evaluate_bits
+from mlot.distill import Piece, Score, difference_interval, evaluate_bits
+from mlot.distill.vocabularies import train_bpe
+from mlot.training import DistillationCollator
 
-WINDOWS = [
-    Window("äb", 4, (0, 1, 2, 3), (0, 5)),
-    Window("a", 2, (0, 4), (0, 1, 2, 3, 4)),
-    Window("☃ is snow", 4, (0, 2, 2, 4, 1, 3), (0, 3, 3)),
+#: Text, document, token ids.
+ROWS = [
+    ("äb", 4, (0, 1, 2, 3)),
+    ("a", 2, (0, 4)),
+    ("☃ is snow", 4, (0, 2, 2, 4, 1, 3)),
 ]
 SIZES = {2: 1, 4: 3 + 11}
+
+
+class Handmade:
+    """Examples of given tokens."""
+
+    def __init__(self, rows, pad=0):
+        self.pieces = [Piece(text, document, False) for text, document, _ in rows]
+        self._rows = [
+            {
+                "input_ids": list(ids),
+                "labels": [-100, *ids[1:]],
+                "text_mask": [False] + [True] * (len(ids) - 1),
+                "target_bytes": len(text.encode()),
+                "teacher_input_ids": [0],
+                "teacher_labels": [-100],
+                "pairs": [],
+            }
+            for text, _, ids in rows
+        ]
+        tokenizer = train_bpe(["a"], 259, 64)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        self.collator = DistillationCollator(tokenizer, tokenizer)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        return self._rows[index]
 
 
 class Bigram(nn.Module):
@@ -35,26 +66,37 @@ class Bigram(nn.Module):
 
 
 def test_uniform_predictions_cost_log2_of_the_vocabulary():
-    score = evaluate_bits(Bigram(np.zeros((6, 6))), WINDOWS, "student", 0, 8)
+    score = evaluate_bits(Bigram(np.zeros((6, 6))), Handmade(ROWS), 8)
     assert score.sizes.tolist() == [1, 14]
     np.testing.assert_allclose(score.bits, [math.log2(6), 8 * math.log2(6)], rtol=1e-14)
     assert score.bits_per_byte == pytest.approx(9 * math.log2(6) / 15, rel=1e-14)
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
 @pytest.mark.parametrize("pad", [0, 3])
-def test_bits_of_a_bigram_model(side, batch_size, pad):
+def test_bits_of_a_bigram_model(batch_size, pad):
     table = np.random.default_rng(0).normal(size=(6, 6))
     log_probs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
     bits = {2: 0.0, 4: 0.0}
-    for window in WINDOWS:
-        ids = getattr(window, side)
+    for _, document, ids in ROWS:
         for before, token in itertools.pairwise(ids):
-            bits[window.document] -= log_probs[before, token] / math.log(2)
-    score = evaluate_bits(Bigram(table), WINDOWS, side, pad, batch_size)
+            bits[document] -= log_probs[before, token] / math.log(2)
+    score = evaluate_bits(Bigram(table), Handmade(ROWS, pad), batch_size)
     np.testing.assert_allclose(score.bits, [bits[2], bits[4]], rtol=1e-12)
     assert score.sizes.tolist() == list(SIZES.values())
+
+
+def test_prompts_and_ends_are_in_neither_bits_nor_bytes():
+    table = np.random.default_rng(0).normal(size=(6, 6))
+    log_probs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+    examples = Handmade([("ab", 0, (0, 1, 2, 3, 4))])
+    row = examples[0]
+    row["labels"][1] = -100  # a prompt of two tokens; the last label ends a turn
+    row["text_mask"] = [False, False, True, True, False]
+    score = evaluate_bits(Bigram(table), examples, 1)
+    expected = -(log_probs[1, 2] + log_probs[2, 3]) / math.log(2)
+    np.testing.assert_allclose(score.bits, [expected], rtol=1e-12)
+    assert score.sizes.tolist() == [2]
 
 
 def test_bits_do_not_depend_on_batches_order_or_padding():
@@ -63,12 +105,10 @@ def test_bits_do_not_depend_on_batches_order_or_padding():
     model = GPT2LMHeadModel(config).double()
     model.train()
     rng = np.random.default_rng(1)
-    windows = [
-        Window("x" * (n + 1), n // 3, (0, *rng.integers(20, size=1 + n).tolist()), (0,)) for n in range(12)
-    ]
-    whole = evaluate_bits(model, windows, "student", 0, 12)
+    rows = [("x" * (n + 1), n // 3, (0, *rng.integers(20, size=1 + n).tolist())) for n in range(12)]
+    whole = evaluate_bits(model, Handmade(rows), 12)
     for batch_size, pad, order in ((1, 0, 1), (5, 7, 1), (12, 19, -1), (4, 2, -1)):
-        other = evaluate_bits(model, windows[::order], "student", pad, batch_size)
+        other = evaluate_bits(model, Handmade(rows[::order], pad), batch_size)
         np.testing.assert_allclose(other.bits, whole.bits, rtol=1e-12)
         np.testing.assert_array_equal(other.sizes, whole.sizes)
     assert model.training
@@ -77,7 +117,7 @@ def test_bits_do_not_depend_on_batches_order_or_padding():
 def test_a_model_in_evaluation_mode_stays_there_and_dropout_is_off():
     config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5)
     model = GPT2LMHeadModel(config)
-    scores = [evaluate_bits(model.train(mode), WINDOWS, "student", 0, 3).bits for mode in (True, False)]
+    scores = [evaluate_bits(model.train(mode), Handmade(ROWS), 3).bits for mode in (True, False)]
     np.testing.assert_array_equal(*scores)
     assert not model.training
 
@@ -85,13 +125,13 @@ def test_a_model_in_evaluation_mode_stays_there_and_dropout_is_off():
 def test_low_precision_logits_are_summed_in_float32():
     table = np.random.default_rng(0).normal(size=(6, 6))
     model = Bigram(table).to(torch.bfloat16)
-    exact = evaluate_bits(Bigram(model.table.detach().double().numpy()), WINDOWS, "student", 0, 3)
-    np.testing.assert_allclose(evaluate_bits(model, WINDOWS, "student", 0, 3).bits, exact.bits, rtol=1e-6)
+    exact = evaluate_bits(Bigram(model.table.detach().double().numpy()), Handmade(ROWS), 3)
+    np.testing.assert_allclose(evaluate_bits(model, Handmade(ROWS), 3).bits, exact.bits, rtol=1e-6)
 
 
 def test_nothing_to_measure():
-    with pytest.raises(ValueError, match="windows: expected at least one, got none"):
-        evaluate_bits(Bigram(np.zeros((6, 6))), [], "student", 0, 1)
+    with pytest.raises(ValueError, match="examples: expected at least one, got none"):
+        evaluate_bits(Bigram(np.zeros((6, 6))), Handmade([]), 1)
 
 
 def test_interval_of_a_constant_difference_is_that_difference():

@@ -27,9 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlot
 from mlot import align
-from mlot.distill.data import make_windows
+from mlot.distill import make_pieces
 from mlot.distill.options import QUICK
 from mlot.distill.text import split_corpus, standard_library_documents
+from mlot.distill.vocabularies import token_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"
@@ -147,8 +148,9 @@ def read(folder: Path) -> Predictions:
 def texts(student: Any, teacher: Any) -> list[str]:
     """Some windows of the documents that the command held out, each nearly as long as the models read."""
     corpus = split_corpus(standard_library_documents(), QUICK["held_out"], seed=0)
-    windows = make_windows(corpus.held_out, student, teacher, LENGTH, mark_end=False)
-    long = [window.text for window in windows if len(window.student) > 0.9 * LENGTH]
+    pieces = make_pieces(corpus.held_out, student, teacher, LENGTH, mark_end=False)
+    sizes = map(len, token_ids(student, [piece.text for piece in pieces]))
+    long = [piece.text for piece, size in zip(pieces, sizes, strict=True) if size + 1 > 0.9 * LENGTH]
     return long[:: len(long) // TEXTS][:TEXTS]
 
 

@@ -1,12 +1,12 @@
-"""An example trainer: distils a student from a teacher that has another tokenizer, offline.
+"""A command that distils a student from a teacher with another tokenizer, offline, and reports what came out.
 
-``python -m mlot.distill`` runs it; see `mlot.distill.cli`. `DistillationTrainer` and `PairCollator` serve
-one's own training scripts.
+``python -m mlot.distill`` runs it; see `mlot.distill.cli`. It trains with `mlot.training`, which is there for
+one's own scripts, too.
 """
 
 import importlib.util
 
-_NEEDED = ("torch", "transformers", "tokenizers", "accelerate", "matplotlib", "rich")
+_NEEDED = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "matplotlib", "rich", "jinja2")
 _missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
     raise ImportError(
@@ -14,21 +14,18 @@ if _missing:
         name=_missing[0],
     )
 
-from mlot.distill.data import Collator, PairCollator, PrefixPairs, Window, WindowDataset, make_windows  # noqa: E402
 from mlot.distill.errors import DistillError  # noqa: E402
 from mlot.distill.evaluation import Score, difference_interval, evaluate_bits  # noqa: E402
-from mlot.distill.trainer import DistillationTrainer  # noqa: E402
+from mlot.distill.pieces import Examples, Piece, make_pieces  # noqa: E402
+from mlot.distill.records import Record  # noqa: E402
 
 __all__ = [
-    "Collator",
     "DistillError",
-    "DistillationTrainer",
-    "PairCollator",
-    "PrefixPairs",
+    "Examples",
+    "Piece",
+    "Record",
     "Score",
-    "Window",
-    "WindowDataset",
     "difference_interval",
     "evaluate_bits",
-    "make_windows",
+    "make_pieces",
 ]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from mlot.distill.errors import DistillError
 from mlot.distill.options import QUICK, Options
+from mlot.distill.output import is_stopped_run
 from mlot.distill.run import run
 
 _DESCRIPTION = """\
-Distil a small student from a teacher that has another tokenizer, offline, twice from the same start: by
-cross-entropy alone, and with MultiLevelOT. Without --teacher and --student, both tokenizers and both models
-are made and trained on the spot. What comes out, bits per byte of held-out text above all, is reported as it
-was measured."""
+Distil a student from a teacher that has another tokenizer, offline. Without --teacher and --student, both
+tokenizers and both models are made and trained on the spot, and the student is trained twice from the same
+start: by cross-entropy alone, and with MultiLevelOT. What comes out, bits per byte of held-out text above
+all, is reported as it was measured, in a page for a browser. A stopped run continues with --resume."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlot.distill: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mlot.distill: interrupted; nothing was written", file=sys.stderr)
+        kept = is_stopped_run(Path(given.get("output", Options.output)))
+        hint = "the same command with --resume continues it" if kept else "nothing was written"
+        print(f"mlot.distill: interrupted; {hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -53,7 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--quick", action="store_true", help="a smaller run, of about a minute on two cores")
     run_.add_argument("--output", metavar="DIR", help="folder for what comes out (distill-output)")
     run_.add_argument(
-        "--overwrite", action="store_true", help="use the folder even if it holds other files; those stay"
+        "--overwrite",
+        action="store_true",
+        default=None,
+        help="use the folder even if it holds other files, which stay, or a stopped run, which goes",
+    )
+    run_.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="steps after which a stopped run can continue; 0 for never (at each evaluation)",
+    )
+    run_.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="continue the stopped run in the folder; where there is none, begin",
     )
     run_.add_argument(
         "--seed", type=int, help="of the split, the initial weights and the order of the data (0)"
@@ -64,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
 
     text = parser.add_argument_group("text")
     text.add_argument(
-        "--text", metavar="FILE", help="UTF-8 text (the docstrings of Python's standard library)"
+        "--text",
+        metavar="FILE",
+        help="UTF-8 text; or .jsonl, whose lines hold text, prompt and completion, or messages "
+        "(the docstrings of Python's standard library)",
     )
     text.add_argument("--held-out", type=float, metavar="SHARE", help=_help("held_out", "share held out"))
     text.add_argument("--length", type=int, help=_help("length", "most tokens of a window of text"))
@@ -75,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--student", metavar="DIR", help="the same for the student, where its training starts"
+    )
+    models.add_argument(
+        "--save-teacher", metavar="DIR", help="save the teacher's predictions there, and train from them"
+    )
+    models.add_argument(
+        "--saved-teacher",
+        metavar="DIR",
+        help="train from predictions saved earlier; of --teacher only the tokenizer is read",
+    )
+    models.add_argument(
+        "--baseline",
+        action=argparse.BooleanOptionalAction,
+        help="train a second student by cross-entropy alone, to compare (yes where models are made here)",
     )
     for side in ("teacher", "student"):
         for name, what in (("vocabulary", "tokens"), ("width", "width"), ("layers", "blocks")):
@@ -104,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     loss.add_argument(
         "--pairs",
-        choices=("prefix", "index"),
+        choices=("boundary", "index"),
         help=_help("pairs", "compare positions that have read the same bytes, or those of the same number"),
     )
     loss.add_argument("--temperature", type=float, help=_help("temperature", "of the token level"))

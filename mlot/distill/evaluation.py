@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mlot.distill.data import Side, Window, pad, tokens_of
+from mlot.distill.pieces import Examples
+from mlot.training._batch import Batch
+from mlot.training._bits import example_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,59 +34,45 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate_bits(
-    model: nn.Module, windows: Sequence[Window], side: Side, pad_token_id: int, batch_size: int
-) -> Score:
-    r"""Measure the bits that a model needs for the text of some windows.
+def evaluate_bits(model: nn.Module, examples: Examples, batch_size: int) -> Score:
+    r"""Measure the bits that a model needs for the text of some examples.
 
     .. math:: \mathrm{bits} = -\sum_i \log_2 p(x_i \mid x_{<i})
 
-    over the tokens after the first, which only starts the text; together they stand for all of the window's
-    text. Tokenizers cut the same text into different numbers of tokens, but its bytes are the same for all.
+    over the tokens that stand for text that there is to learn: those of prompts, and those that start and end
+    a text, are left out. Tokenizers cut the same text into different numbers of tokens, but its bytes are the
+    same for all.
 
     Args:
         model: a causal language model; it is in evaluation mode meanwhile, and afterwards as it was.
-        windows: made with ``mark_end=False``, so that every token stands for text.
-        side: whose tokens the model reads.
-        pad_token_id: what to pad with.
-        batch_size: windows read at once; it changes nothing but speed and memory.
+        examples: in the tokens of the model.
+        batch_size: examples read at once; it changes nothing but speed and memory.
 
     Returns:
         `Score`, documents in the order of their index.
 
     Raises:
-        ValueError: there are no windows.
+        ValueError: there are no examples.
     """
-    if not windows:
-        raise ValueError("windows: expected at least one, got none")
-    documents = sorted({window.document for window in windows})
+    if not len(examples):
+        raise ValueError("examples: expected at least one, got none")
+    documents = sorted({piece.document for piece in examples.pieces})
     place = {document: n for n, document in enumerate(documents)}
     bits, sizes = np.zeros(len(documents)), np.zeros(len(documents))
     device = next(model.parameters()).device
-    # windows of like length together: less padding
-    order = sorted(range(len(windows)), key=lambda n: len(tokens_of(windows[n], side)))
+    # those of like length together: less padding
+    order = sorted(range(len(examples)), key=lambda n: len(examples[n]["input_ids"]))
     training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
-            some = [windows[n] for n in order[start : start + batch_size]]
-            batch = {
-                name: tensor.to(device)
-                for name, tensor in pad([tokens_of(w, side) for w in some], pad_token_id).items()
-            }
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
-                :, :-1
-            ]
-            targets = batch["labels"][:, 1:]
-            nll = nn.functional.cross_entropy(
-                logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
-                targets,
-                reduction="none",
-                ignore_index=-100,
-            )
-            for window, value in zip(some, nll.double().sum(dim=1).tolist(), strict=True):
-                bits[place[window.document]] += value / math.log(2)
-                sizes[place[window.document]] += len(window.text.encode("utf-8"))
+            some = order[start : start + batch_size]
+            made = examples.collator([examples[n] for n in some])
+            batch = Batch.of({name: tensor.to(device) for name, tensor in made.items()})
+            sums = example_sums(model(**batch.student).logits, batch).double().tolist()
+            for n, (_, _, nats, size) in zip(some, sums, strict=True):
+                bits[place[examples.pieces[n].document]] += nats / math.log(2)
+                sizes[place[examples.pieces[n].document]] += size
     finally:
         model.train(training)
     return Score(bits, sizes)

@@ -54,6 +54,30 @@ def make_llama(
     )
 
 
+def load_tokenizer(folder: str | Path, option: str) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """Read a tokenizer from a model's folder, without going online; the model need not be there.
+
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        option: name of the option that gave it, for messages.
+
+    Returns:
+        Tokenizer, and notices about what had to be made up for.
+
+    Raises:
+        DistillError: no such folder, or no tokenizer in it that serves.
+    """
+    folder = _require_folder(folder, option, "a tokenizer")
+    # What a damaged or foreign folder makes transformers raise has no common type.
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_OFFLINE)
+    except Exception as error:
+        raise DistillError(
+            f"{option}: expected a tokenizer in {str(folder)!r}: {_first_line(error)}"
+        ) from error
+    return tokenizer, complete(tokenizer, option)
+
+
 def load_model(
     folder: str | Path, option: str, length: int, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
@@ -72,10 +96,7 @@ def load_model(
         DistillError: no such folder, no model or tokenizer in it, a model without a causal head, a tokenizer
             with more tokens than the model, or a model that cannot read ``length`` tokens.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DistillError(f"{option}: expected a folder with a model, found none at {str(folder)!r}")
-    # What a damaged or foreign folder makes transformers raise has no common type.
+    folder = _require_folder(folder, option, "a model")
     try:
         config = AutoConfig.from_pretrained(folder, **_OFFLINE)
     except Exception as error:
@@ -83,12 +104,29 @@ def load_model(
             f"{option}: expected a model that transformers loads in {str(folder)!r}: {_first_line(error)}"
         ) from error
     _require_causal(config, option)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE)
-    except Exception as error:
+    tokenizer, notices = load_tokenizer(folder, option)
+    model = _load_weights(folder, option, dtype)
+    embedded = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embedded:
         raise DistillError(
-            f"{option}: expected a tokenizer in {str(folder)!r}: {_first_line(error)}"
-        ) from error
+            f"{option}: expected a tokenizer of at most {embedded} tokens, as the model, got {len(tokenizer)}"
+        )
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < length:
+        raise DistillError(
+            f"--length: expected at most {longest}, all that the model of {option} reads, got {length}"
+        )
+    return model, tokenizer, notices
+
+
+def _require_folder(folder: str | Path, option: str, what: str) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DistillError(f"{option}: expected a folder with {what}, found none at {str(folder)!r}")
+    return folder
+
+
+def _load_weights(folder: Path, option: str, dtype: torch.dtype | str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **_OFFLINE
@@ -105,17 +143,7 @@ def load_model(
             f"missing {', '.join(missing[:3])}"
             + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         )
-    embedded = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embedded:
-        raise DistillError(
-            f"{option}: expected a tokenizer of at most {embedded} tokens, as the model, got {len(tokenizer)}"
-        )
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < length:
-        raise DistillError(
-            f"--length: expected at most {longest}, all that the model of {option} reads, got {length}"
-        )
-    return model, tokenizer, complete(tokenizer, option)
+    return model
 
 
 def _require_causal(config: AutoConfig, option: str) -> None:

@@ -10,6 +10,7 @@ from mlot import MultiLevelOTConfig, _checks
 from mlot._typing import Matching
 from mlot.distill.errors import DistillError
 from mlot.distill.vocabularies import SMALLEST_VOCABULARY
+from mlot.training._arguments import Pairs
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,13 @@ class Options:
     text: str | None = None
     output: str = "distill-output"
     overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: int | None = None
     teacher: str | None = None
     student: str | None = None
+    save_teacher: str | None = None
+    saved_teacher: str | None = None
+    baseline: bool | None = None
     seed: int = 0
     threads: int | None = None
     held_out: float = 0.05
@@ -45,7 +51,7 @@ class Options:
     alpha: float = 0.15
     k: int = 50
     matching: Matching = "optimal"
-    pairs: str = "prefix"
+    pairs: Pairs = "boundary"
     temperature: float = 1.0
     sequence_temperature: float = 2.0
 
@@ -61,9 +67,16 @@ class Options:
         if (self.teacher is None) != (self.student is None):
             given, lacking = ("teacher", "student") if self.student is None else ("student", "teacher")
             raise DistillError(f"--{lacking}: expected a folder, since --{given} is given, got none")
+        if self.saved_teacher is not None and self.teacher is None:
+            raise DistillError(
+                "--teacher: expected the folder that has the tokenizer of the saved teacher, got none"
+            )
+        if self.saved_teacher is not None and self.save_teacher is not None:
+            raise DistillError("--save-teacher: expected none beside --saved-teacher, got both")
         for name in ("batch_size", "accumulation", "steps", "teacher_steps", "evaluations"):
             _checks.count(name, getattr(self, name))
         _checks.count("seed", self.seed, least=0)
+        _checks.count("checkpoint_every", self.checkpoint_every, least=0, allow_none=True)
         _checks.count("threads", self.threads, allow_none=True)
         _checks.count("length", self.length, least=8)
         for name in ("teacher_layers", "student_layers"):
@@ -77,10 +90,15 @@ class Options:
         for name in ("learning_rate", "teacher_learning_rate"):
             _checks.number(name, getattr(self, name))
         _checks.number("alpha", self.alpha)
-        _checks.choice("pairs", self.pairs, ("prefix", "index"))
+        _checks.choice("pairs", self.pairs, ("boundary", "index"))
         if not (math.isfinite(self.held_out) and 0 < self.held_out < 1):
             raise ValueError(f"held_out: expected a number between 0 and 1, got {self.held_out}")
         self.config()
+
+    @property
+    def compares(self) -> bool:
+        """Whether a student is trained by cross-entropy alone, too: if asked for, or if all is made here."""
+        return self.teacher is None if self.baseline is None else self.baseline
 
     def config(self) -> MultiLevelOTConfig:
         """Settings of the loss."""
@@ -91,10 +109,17 @@ class Options:
             sequence_temperature=self.sequence_temperature,
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Settings that a stopped run must share with the one that continues it."""
+        return {name: value for name, value in asdict(self).items() if name not in _OF_A_CALL}
+
     def as_dict(self) -> dict[str, Any]:
         """Every setting by its name."""
         return asdict(self)
 
+
+#: Settings that change nothing in what comes out, but rounding.
+_OF_A_CALL = frozenset({"output", "overwrite", "resume", "checkpoint_every", "threads"})
 
 #: What ``--quick`` changes.
 QUICK: dict[str, Any] = {

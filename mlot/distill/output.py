@@ -11,22 +11,27 @@ from pathlib import Path
 
 from mlot.distill.errors import DistillError
 
-FORMAT = "mlot.distill.1"
+FORMAT = "mlot.distill.2"
+PAGE = "report.html"
 REPORT = "report.json"
 #: Everything that a run writes; the report goes last, and says that the rest is there.
-ENTRIES = ("teacher", "student-ce", "student-mlot", "samples.txt", "curves.png", "report.md", REPORT)
+ENTRIES = ("teacher", "student-ce", "student-mlot", PAGE, REPORT)
+#: What there is of a run that is not complete: checkpoints, and models whose training is.
+UNFINISHED = "unfinished"
 _PARTIAL = ".partial-"
 
 
-def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path]) -> None:
+def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resume: bool = False) -> None:
     """Refuse an output folder in which a run would mix with, or replace, what is not its own.
 
-    A folder may be missing, empty, or hold an earlier run, which will be replaced.
+    A folder may be missing, empty, or hold an earlier run, which will be replaced when this one is complete.
 
     Args:
         folder: where results shall go.
-        overwrite: take a folder with other files as well. They stay; what has a result's name is replaced.
+        overwrite: take a folder with other files as well. They stay; what has a result's name is replaced,
+            and a stopped run is dropped.
         sources: files and folders that the run reads, which must not be replaced by its results.
+        resume: whether a stopped run is to be continued.
 
     Raises:
         DistillError: it must not be used.
@@ -34,17 +39,32 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path]) -> N
     if folder.exists() and not folder.is_dir():
         raise DistillError(f"--output: expected a folder, but {str(folder)!r} is a file")
     for source in sources:
-        for name in ENTRIES:
+        for name in (*ENTRIES, UNFINISHED):
             if source.resolve().is_relative_to((folder / name).resolve()):
                 raise DistillError(
                     f"--output: {str(source)!r} is read by this run and would be replaced by its results"
                 )
-    if overwrite or not folder.is_dir():
+    if not folder.is_dir():
         return
+    stopped = is_stopped_run(folder)
+    if resume and not stopped and _is_earlier_run(folder):
+        raise DistillError(
+            f"--resume: expected a stopped run in {str(folder)!r}, but the one there is complete"
+        )
+    if (folder / UNFINISHED).exists() and not _is_unfinished(folder):
+        # never dropped, not even by --overwrite: nothing of ours is replaced by it
+        raise DistillError(f"--output: expected no foreign {UNFINISHED!r} in {str(folder)!r}, found one")
+    if overwrite:
+        return
+    if stopped and not resume:
+        raise DistillError(
+            f"--output: {str(folder)!r} holds a stopped run; --resume continues it, --overwrite drops it"
+        )
     present = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in present if name not in ENTRIES and not name.startswith(_PARTIAL)]
+    known = {*ENTRIES, UNFINISHED}
+    foreign = [name for name in present if name not in known and not name.startswith(_PARTIAL)]
     if not foreign and not _is_earlier_run(folder):
-        foreign = [name for name in present if not name.startswith(_PARTIAL)]
+        foreign = [name for name in present if name != UNFINISHED and not name.startswith(_PARTIAL)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise DistillError(
@@ -54,12 +74,48 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path]) -> N
         )
 
 
+def is_stopped_run(folder: Path) -> bool:
+    """Whether a folder holds a run that got somewhere and was stopped."""
+    if not _is_unfinished(folder):
+        return False
+    unfinished = folder / UNFINISHED
+    return any(unfinished.glob("*/latest.json")) or any(unfinished.glob("*/done.json"))
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return _has_format(folder / UNFINISHED / "run.json")
+
+
 def _is_earlier_run(folder: Path) -> bool:
+    return _has_format(folder / REPORT)
+
+
+def _has_format(path: Path) -> bool:
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(report, dict) and report.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+@contextmanager
+def created(folder: Path) -> Iterator[None]:
+    """Make a folder; afterwards it goes again, and so do those made above it, if nothing is in them.
+
+    Raises:
+        DistillError: it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistillError(f"--output: expected a folder to write to, but {error}") from error
+    try:
+        yield
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 @contextmanager
@@ -72,23 +128,25 @@ def staging(folder: Path) -> Iterator[Path]:
     Raises:
         DistillError: nothing can be written there.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
-    except OSError as error:
-        raise DistillError(f"--output: expected a folder to write to, but {error}") from error
-    try:
-        new, old = partial / "new", partial / "old"
-        new.mkdir()
-        old.mkdir()
-        yield new
-        _publish(folder, new, old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+    with created(folder):
+        try:
+            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+        except OSError as error:
+            raise DistillError(f"--output: expected a folder to write to, but {error}") from error
+        try:
+            new, old = partial / "new", partial / "old"
+            new.mkdir()
+            old.mkdir()
+            yield new
+            _publish(folder, new, old)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def drop_partial(folder: Path) -> None:
+    """Drop what a killed run left half-written, where it is known to be over."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _publish(folder: Path, new: Path, old: Path) -> None:

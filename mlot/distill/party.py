@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from mlot.distill.data import Side, Window, tokens_of
 from mlot.distill.evaluation import Score, evaluate_bits
+from mlot.distill.pieces import Examples, Piece
 from mlot.distill.vocabularies import start_token, token_ids
 
 _PROMPTS, _PROMPT_CHARACTERS, _NEW_TOKENS = 3, 40, 60
@@ -23,62 +23,52 @@ class Party:
     """A model with its tokenizer, as one of the two sides.
 
     Attributes:
-        side: which tokens of a window are its own.
-        model: a causal language model.
+        side: which of the two.
+        model: a causal language model; ``None`` for a teacher that was saved earlier.
         tokenizer: its tokenizer, with a pad token.
     """
 
-    side: Side
-    model: PreTrainedModel
+    side: Literal["student", "teacher"]
+    model: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
 
-    @property
-    def pad_token_id(self) -> int:
-        """The pad token."""
-        return int(cast(int, self.tokenizer.pad_token_id))
+    def measure(self, examples: Examples, batch_size: int) -> Score | None:
+        """Measure bits per byte, if there is a model."""
+        return None if self.model is None else evaluate_bits(self.model, examples, batch_size)
 
-    def measure(self, windows: Sequence[Window], batch_size: int, model: nn.Module | None = None) -> Score:
-        """Measure bits per byte, of ``model`` where it stands for this one while it is trained."""
-        model = self.model if model is None else model
-        return evaluate_bits(model, windows, self.side, self.pad_token_id, batch_size)
+    def bytes_per_token(self, examples: Examples) -> float:
+        """Bytes of text over the tokens that stand for it; the examples are in this side's tokens."""
+        rows = [examples[n] for n in range(len(examples))]
+        tokens = sum(int(np.sum(row["text_mask"])) for row in rows)
+        return sum(int(row["target_bytes"]) for row in rows) / max(tokens, 1)
 
-    def bytes_per_token(self, windows: Sequence[Window]) -> float:
-        """Bytes of text over the tokens that stand for it."""
-        size = sum(len(window.text.encode("utf-8")) for window in windows)
-        return size / sum(len(tokens_of(window, self.side)) - 1 for window in windows)
-
-    def unfaithful(self, windows: Sequence[Window]) -> list[str]:
+    def unfaithful(self, pieces: Sequence[Piece]) -> list[str]:
         """Notice if the tokenizer cannot give back the text: less text needs fewer bits."""
         changed = 0
-        for window in windows:
-            ids = list(tokens_of(window, self.side)[1:])
+        for piece, ids in zip(pieces, token_ids(self.tokenizer, [p.text for p in pieces]), strict=True):
             text = cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-            changed += text.strip() != window.text.strip()
+            changed += text.strip() != piece.text.strip()
         if not changed:
             return []
-        notice = (
-            f"the {self.side}'s tokenizer does not give back {changed} of {len(windows)} held-out windows"
-        )
+        notice = f"the {self.side}'s tokenizer does not give back {changed} of {len(pieces)} held-out windows"
         return [f"{notice} as they were, so that its bits per byte cannot be compared with others'"]
 
-    def samples(self, windows: Sequence[Window], length: int, seed: int) -> list[tuple[str, str]]:
-        """Sample continuations of the first words of some documents.
+    def samples(self, examples: Examples, length: int, seed: int) -> list[tuple[str, str]]:
+        """Sample continuations of the first words of some documents, or answers to some prompts.
 
         Args:
-            windows: of the documents.
+            examples: of the documents, in this side's tokens.
             length: most tokens of prompt and continuation together.
             seed: of the draws.
 
         Returns:
-            Pairs of prompt and continuation.
+            Pairs of prompt and continuation; none without a model.
         """
-        beginnings: dict[int, str] = {}
-        for window in windows:
-            beginnings.setdefault(window.document, window.text)
+        if self.model is None:
+            return []
         found = []
-        for number, text in enumerate(list(beginnings.values())[:_PROMPTS]):
-            prompt = _first_words(text)
-            ids = [start_token(self.tokenizer), *token_ids(self.tokenizer, [prompt])[0]][: length // 2]
+        for number, index in enumerate(_beginnings(examples.pieces)):
+            prompt, ids = self._prompt(examples, index, length)
             tokens = torch.tensor([ids], device=self.model.device)
             set_seed(seed + number)
             generated = cast(Any, self.model).generate(
@@ -87,16 +77,36 @@ class Party:
                 do_sample=True,
                 temperature=0.8,
                 max_new_tokens=min(_NEW_TOKENS, length - len(ids)),
-                pad_token_id=self.pad_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
             new = generated[0, len(ids) :].tolist()
             found.append((prompt, cast(str, self.tokenizer.decode(new, skip_special_tokens=True))))
         return found
 
+    def _prompt(self, examples: Examples, index: int, length: int) -> tuple[str, list[int]]:
+        """What to continue, as text and as tokens, of which half of the length is for."""
+        piece, most = examples.pieces[index], max(length // 2, 1)
+        if piece.record is None:
+            prompt = _first_words(piece.text)
+            return prompt, [start_token(self.tokenizer), *token_ids(self.tokenizer, [prompt])[0]][:most]
+        row = examples[index]
+        first = next(n for n, label in enumerate(row["labels"]) if label != -100)
+        ids = [int(token) for token in row["input_ids"][:first]][-most:]
+        return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)), ids
+
     def save(self, folder: Path) -> None:
         """Write model and tokenizer as transformers reads them."""
+        assert self.model is not None
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _beginnings(pieces: Sequence[Piece]) -> list[int]:
+    """The first piece of each of some documents."""
+    first: dict[int, int] = {}
+    for n, piece in enumerate(pieces):
+        first.setdefault(piece.document, n)
+    return list(first.values())[:_PROMPTS]
 
 
 def _first_words(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -32,6 +32,17 @@ class Reporter:
     def say(self, message: str) -> None:
         """Print a line."""
         self.console.print(message, soft_wrap=True, highlight=False, markup=False)
+
+    def counter(self, name: str) -> Callable[[int, int], None]:
+        """Make a function that shows how many of how many are done."""
+        task = self.progress.add_task(name, total=None)
+
+        def count(done: int, total: int) -> None:
+            self.progress.update(task, completed=done, total=total)
+            if done == total:
+                self.say(f"{name}: {total} windows")
+
+        return count
 
     def callback(self, name: str) -> TrainerCallback:
         """Make a callback that shows the training of that name."""

@@ -6,28 +6,29 @@ import copy
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import tokenizers
 import torch
-import transformers
 from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
+from transformers.trainer_utils import SaveStrategy
 
-from mlot import __version__
+from mlot.distill import page
 from mlot.distill import report as reports
-from mlot.distill.data import Collator, PairCollator, PrefixPairs, Window, WindowDataset, make_windows
-from mlot.distill.models import load_model, make_llama
+from mlot.distill.errors import DistillError
+from mlot.distill.hardware import device, environment
 from mlot.distill.options import Options
-from mlot.distill.output import check_output, staging
+from mlot.distill.output import PAGE, check_output, staging
 from mlot.distill.party import Party
+from mlot.distill.pictures import Painter
+from mlot.distill.pieces import Examples
 from mlot.distill.progress import Reporter, quiet_transformers
-from mlot.distill.text import Corpus, read_documents, split_corpus, standard_library_documents
-from mlot.distill.trainer import DistillationTrainer
-from mlot.distill.vocabularies import train_bpe, train_unigram
-from mlot.nn import MultiLevelOTLoss
+from mlot.distill.setup import Setup, Sides, load, make
+from mlot.distill.stages import Stage, Stages, kept
+from mlot.saved import SavedTeacher, save_teacher
+from mlot.training import MultiLevelOTTrainer, MultiLevelOTTrainingArguments
 
 
 def run(options: Options, console: Console, messages: Console) -> reports.RunReport:
@@ -44,214 +45,213 @@ def run(options: Options, console: Console, messages: Console) -> reports.RunRep
     Raises:
         DistillError: something asked for cannot be done; nothing was trained or written.
     """
-    started = time.perf_counter()
     output = Path(options.output)
-    sources = [Path(path) for path in (options.text, options.teacher, options.student) if path is not None]
-    check_output(output, overwrite=options.overwrite, sources=sources)
+    paths = (options.text, options.teacher, options.student, options.save_teacher, options.saved_teacher)
+    sources = [Path(path) for path in paths if path is not None]
+    check_output(output, overwrite=options.overwrite, sources=sources, resume=options.resume)
     threads = torch.get_num_threads()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     elif options.teacher is None:
         torch.set_num_threads(1)  # models this small spend more time on waiting for threads than they save
     try:
-        with quiet_transformers(), staging(output) as folder:
-            report = _Run(options, folder, Reporter(messages)).report(started)
-            reports.write(report, folder)
+        keeping = kept(output, options.identity(), resume=options.resume, keep=options.checkpoint_every != 0)
+        with quiet_transformers(), keeping as stages, staging(output) as folder:
+            report = _Run(options, folder, stages, Reporter(messages)).report()
+            page.write(report, folder)
     finally:
         torch.set_num_threads(threads)
     console.print(reports.table(report))
     console.print(reports.verdict(report), highlight=False)
-    console.print(f"written to {output}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written to {output / PAGE}", soft_wrap=True, highlight=False, markup=False)
     return report
 
 
 @dataclass(frozen=True, eq=False)
-class _Data:
-    corpus: Corpus
-    train: list[Window]
-    held_out: list[Window]
+class _Trained:
+    """A model whose training is over, or was over before."""
+
+    party: Party
+    report: reports.ModelReport
 
 
 class _Run:
     """The steps of a run, and what they share."""
 
-    def __init__(self, options: Options, folder: Path, reporter: Reporter) -> None:
+    def __init__(self, options: Options, folder: Path, stages: Stages, reporter: Reporter) -> None:
         self.options = options
         self.folder = folder
+        self.stages = stages
         self.reporter = reporter
 
-    def report(self, started: float) -> reports.RunReport:
+    def report(self) -> reports.RunReport:
         """Do everything but writing the report."""
         options = self.options
-        if options.teacher is None:
-            teacher, student, data, notices = self._make()
-        else:
-            teacher, student, data, notices = self._load()
-        notices += teacher.unfaithful(data.held_out) + student.unfaithful(data.held_out)
-        for notice in notices:
+        setup = make(options) if options.teacher is None else load(options)
+        self.stages.require_same_text(setup.digest())
+        alignment = setup.alignment()
+        for notice in setup.notices:
             self.reporter.say(f"notice: {notice}")
+        self.reporter.say(f"alignment of held-out text: {alignment}")
         with self.reporter.progress:
-            taught = self._teach(teacher, data)
-            plain = self._train_student(reports.CE, student, None, data)
-            distilled = self._train_student(reports.MLOT, student, teacher, data)
-        return reports.RunReport(
-            (taught, plain, distilled),
-            self._describe_text(data),
-            options.as_dict(),
-            {
-                "mlot": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "tokenizers": tokenizers.__version__,
-                "python": platform.python_version(),
-                "device": str(_device()),
-                "threads": str(torch.get_num_threads()),
-            },
-            notices,
-            time.perf_counter() - started,
-        )
-
-    # -- parties and text --------------------------------------------------------------------------------
-
-    def _make(self) -> tuple[Party, Party, _Data, list[str]]:
-        """Train tokenizers on the training part, and make models for them."""
-        options, length, seed = self.options, self.options.length, self.options.seed
-        corpus = self._corpus()
-        teacher_tokenizer = train_bpe(corpus.train, options.teacher_vocabulary, length)
-        student_tokenizer = train_unigram(corpus.train, options.student_vocabulary, length)
-        teacher_model = make_llama(
-            teacher_tokenizer,
-            width=options.teacher_width,
-            layers=options.teacher_layers,
-            length=length,
-            seed=seed,
-        )
-        student_model = make_llama(
-            student_tokenizer,
-            width=options.student_width,
-            layers=options.student_layers,
-            length=length,
-            seed=seed + 1,
-        )
-        teacher = Party("teacher", teacher_model, teacher_tokenizer)
-        student = Party("student", student_model, student_tokenizer)
-        return teacher, student, self._windows(corpus, teacher, student), []
-
-    def _load(self) -> tuple[Party, Party, _Data, list[str]]:
-        """Read models and tokenizers from their folders, before anything that takes time."""
-        options = self.options
-        assert options.teacher is not None
-        assert options.student is not None
-        corpus = self._corpus()
-        # The student is trained, and wants float32 for that; the teacher is only read.
-        model, tokenizer, notices = load_model(options.teacher, "--teacher", options.length, "auto")
-        teacher = Party("teacher", model, tokenizer)
-        model, tokenizer, more = load_model(options.student, "--student", options.length, torch.float32)
-        student = Party("student", model, tokenizer)
-        return teacher, student, self._windows(corpus, teacher, student), notices + more
-
-    def _corpus(self) -> Corpus:
-        text = self.options.text
-        documents = standard_library_documents() if text is None else read_documents(text)
-        return split_corpus(documents, self.options.held_out, self.options.seed)
-
-    def _windows(self, corpus: Corpus, teacher: Party, student: Party) -> _Data:
-        both, length = (student.tokenizer, teacher.tokenizer), self.options.length
-        train = make_windows(corpus.train, *both, length)
-        return _Data(corpus, train, make_windows(corpus.held_out, *both, length, mark_end=False))
-
-    def _describe_text(self, data: _Data) -> dict[str, Any]:
-        source = self.options.text
+            teacher = self._teach(setup)
+            setup = replace(setup, teacher=teacher.party)
+            if options.save_teacher is not None:
+                setup = setup.with_saved(self._save_teacher(setup))
+            trained = [teacher]
+            if options.compares:
+                trained.append(self._train_student(reports.CE, setup, alone=True))
+            trained.append(self._train_student(reports.MLOT, setup, alone=False))
+        for one in trained:
+            if one.report.steps:
+                one.party.save(self.folder / one.report.name)
+        painter, indices, seen = self._painter(setup, trained[-1].party)
+        source = options.text
         if source is None:
             source = f"docstrings of the standard library of Python {platform.python_version()}"
-        return {
-            "source": source,
-            "train": _sizes(data.corpus.train, data.train),
-            "held_out": _sizes(data.corpus.held_out, data.held_out),
-        }
+        return reports.RunReport(
+            models=tuple(one.report for one in trained),
+            text=setup.describe_text(source),
+            settings=options.as_dict(),
+            environment=environment(),
+            alignment=alignment,
+            diagnostics=painter.diagnostics(indices),
+            pictures=painter.paint(indices, seen_in_training=seen),
+            notices=setup.notices,
+            seconds=self.stages.clock.elapsed(),
+        )
+
+    # -- the teacher -------------------------------------------------------------------------------------
+
+    def _teach(self, setup: Setup) -> _Trained:
+        """Train the teacher, unless it came from a folder."""
+        options, teacher = self.options, setup.teacher
+        if options.teacher is None:
+            arguments = self._arguments(options.teacher_steps, options.teacher_learning_rate, alone=True)
+            sides = setup.train.teacher, setup.held_out.teacher
+            return self._train(reports.TEACHER, teacher, *sides, arguments, None)
+        if teacher.model is not None:
+            cast(Any, teacher.model).to(device())
+        return _Trained(teacher, self._found(reports.TEACHER, teacher, setup.held_out.teacher))
+
+    def _save_teacher(self, setup: Setup) -> SavedTeacher:
+        """Save the teacher's predictions for all windows; those held out are for the pictures."""
+        config = self.options.config()
+        examples = [
+            example
+            for sides in (setup.train, setup.held_out)
+            for example in sides.student.collator.teacher_examples(sides.student)
+        ]
+        try:
+            return save_teacher(
+                setup.teacher.model,
+                setup.teacher.tokenizer,
+                examples,
+                str(self.options.save_teacher),
+                k=config.k,
+                temperature=config.temperature,
+                extra_temperatures=(config.sequence_temperature,),
+                batch_size=self._reading,
+                name=None if self.options.teacher is None else Path(self.options.teacher).name,
+                progress=self.reporter.counter("saving the teacher"),
+            )
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise DistillError(f"--save-teacher: {str(error).removeprefix('folder: ')}") from error
 
     # -- training ----------------------------------------------------------------------------------------
 
-    def _teach(self, teacher: Party, data: _Data) -> reports.ModelReport:
-        """Train the teacher, unless it came from a folder."""
+    def _train_student(self, name: str, setup: Setup, *, alone: bool) -> _Trained:
+        """Train a copy of the student, with the teacher or by cross-entropy alone."""
         options = self.options
-        if options.teacher is not None:
-            cast(Any, teacher.model).to(_device())
-            return self._found(reports.TEACHER, teacher, data)
-        collator = Collator("teacher", teacher.pad_token_id)
-        arguments = self._arguments(options.teacher_steps, options.teacher_learning_rate)
-        return self._train(reports.TEACHER, teacher, data, arguments, data_collator=collator)
-
-    def _train_student(
-        self, name: str, student: Party, teacher: Party | None, data: _Data
-    ) -> reports.ModelReport:
-        """Train a copy of the student, with a teacher or by cross-entropy alone."""
-        options = self.options
-        copied = Party("student", copy.deepcopy(student.model), student.tokenizer)
-        arguments = self._arguments(options.steps, options.learning_rate)
-        if teacher is None:
-            collator = Collator("student", student.pad_token_id)
-            return self._train(name, copied, data, arguments, data_collator=collator)
-        pairs = PrefixPairs(student.tokenizer, teacher.tokenizer) if options.pairs == "prefix" else None
-        return self._train(
-            name,
-            copied,
-            data,
-            arguments,
-            data_collator=PairCollator(student.pad_token_id, teacher.pad_token_id, pairs),
-            teacher=teacher.model,
-            criterion=MultiLevelOTLoss(options.config(), options.alpha),
-        )
+        copied = replace(setup.student, model=copy.deepcopy(setup.student.model))
+        arguments = self._arguments(options.steps, options.learning_rate, alone=alone)
+        teacher = None if alone else setup.teacher.model if setup.saved is None else setup.saved
+        return self._train(name, copied, setup.train.student, setup.held_out.student, arguments, teacher)
 
     def _train(
-        self, name: str, party: Party, data: _Data, arguments: TrainingArguments, **kwargs: Any
-    ) -> reports.ModelReport:
-        started = time.perf_counter()
-        trainer = DistillationTrainer(
+        self,
+        name: str,
+        party: Party,
+        train: Examples,
+        held_out: Examples,
+        arguments: MultiLevelOTTrainingArguments,
+        teacher: Any,
+    ) -> _Trained:
+        stage = self.stages.stage(name)
+        if stage is not None and stage.done is not None:
+            party = replace(party, model=cast(Any, stage.load()).to(device()))
+            done = stage.done
+            self.reporter.say(f"{name}: complete before")
+            return self._trained(name, party, held_out, arguments, done["seconds"], done["history"])
+        started = time.perf_counter() - (0.0 if stage is None else stage.seconds)
+        resumed = self._keep_checkpoints(arguments, stage)
+        trainer = MultiLevelOTTrainer(
             party.model,
             arguments,
-            measure=lambda model: party.measure(data.held_out, self._reading, model).bits_per_byte,
-            train_dataset=WindowDataset(data.train),
-            eval_dataset=WindowDataset(data.held_out),
-            callbacks=[self.reporter.callback(name)],
-            **kwargs,
+            teacher=teacher,
+            data_collator=train.collator,
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=[self.reporter.callback(name), *([] if stage is None else [stage.callback()])],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        seconds = time.perf_counter() - started
-        party.save(self.folder / name)
-        return self._found(name, party, data, arguments.max_steps, seconds, trainer.state.log_history)
+        if resumed is not None:
+            self.reporter.say(f"{name}: continues from {resumed.name}")
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        seconds, history = time.perf_counter() - started, trainer.state.log_history
+        if stage is not None:
+            assert party.model is not None
+            stage.finish(party.model, history, seconds)
+        return self._trained(name, party, held_out, arguments, seconds, history)
+
+    def _keep_checkpoints(self, arguments: MultiLevelOTTrainingArguments, stage: Stage | None) -> Path | None:
+        """Have checkpoints written, if they are kept; return the one to continue from."""
+        if stage is None:
+            return None
+        arguments.output_dir = str(stage.folder)
+        arguments.save_strategy = SaveStrategy.STEPS
+        every = self.options.checkpoint_every
+        arguments.save_steps = arguments.logging_steps if every is None else every
+        resumed = stage.checkpoint
+        if resumed is not None:
+            arguments.eval_on_start = False  # it was evaluated when it started
+        return resumed
+
+    def _trained(
+        self,
+        name: str,
+        party: Party,
+        held_out: Examples,
+        arguments: MultiLevelOTTrainingArguments,
+        seconds: float,
+        history: Sequence[dict[str, Any]],
+    ) -> _Trained:
+        return _Trained(party, self._found(name, party, held_out, arguments.max_steps, seconds, history))
 
     def _found(
         self,
         name: str,
         party: Party,
-        data: _Data,
+        held_out: Examples,
         steps: int = 0,
         seconds: float = 0.0,
         history: Sequence[dict[str, Any]] = (),
     ) -> reports.ModelReport:
-        options = self.options
-        score = party.measure(data.held_out, self._reading)
-        curve = {
-            int(entry["step"]): entry["eval_bits_per_byte"]
-            for entry in history
-            if "eval_bits_per_byte" in entry
-        }
-        if steps:
+        score = party.measure(held_out, self._reading)
+        curve = dict(reports.bits_curve(history))
+        if steps and score is not None:
             curve[steps] = score.bits_per_byte
-        terms: dict[str, Any] = next((entry for entry in reversed(history) if "ce" in entry), {})
         return reports.ModelReport(
             name=name,
-            parameters=party.model.num_parameters(),
+            parameters=None if party.model is None else party.model.num_parameters(),
             vocabulary=len(party.tokenizer),
-            bytes_per_token=party.bytes_per_token(data.held_out),
+            bytes_per_token=party.bytes_per_token(held_out),
             steps=steps,
             seconds=seconds,
             score=score,
             curve=sorted(curve.items()),
-            terms={term: terms[term] for term in ("loss", "ce", "had", "sl", "sd") if term in terms},
-            samples=party.samples(data.held_out, options.length, options.seed),
+            logged=reports.logged_terms(history),
+            samples=party.samples(held_out, self.options.length, self.options.seed),
         )
 
     @property
@@ -259,14 +259,21 @@ class _Run:
         """Windows read at once where there is no gradient."""
         return 2 * self.options.batch_size
 
-    def _arguments(self, steps: int, learning_rate: float) -> TrainingArguments:
+    def _arguments(self, steps: int, learning_rate: float, *, alone: bool) -> MultiLevelOTTrainingArguments:
         options = self.options
         every = max(1, steps // options.evaluations)
-        cuda = torch.cuda.is_available()
-        return TrainingArguments(
+        cuda = device().type == "cuda"
+        return MultiLevelOTTrainingArguments(
             output_dir=str(self.folder),
+            alpha=0.0 if alone else options.alpha,
+            k=options.k,
+            matching=options.matching,
+            pairs=options.pairs,
+            temperature=options.temperature,
+            sequence_temperature=options.sequence_temperature,
             max_steps=steps,
             per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=self._reading,
             gradient_accumulation_steps=options.accumulation,
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
@@ -280,17 +287,35 @@ class _Run:
             report_to="none",
             seed=options.seed,
             data_seed=options.seed,
-            remove_unused_columns=False,
             disable_tqdm=True,
             use_cpu=not cuda,
             dataloader_pin_memory=cuda,
         )
 
+    # -- pictures ----------------------------------------------------------------------------------------
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def _painter(self, setup: Setup, student: Party) -> tuple[Painter, list[int], bool]:
+        """What makes the pictures, of which examples, and whether those were trained on."""
+        sides, seen = setup.held_out, False
+        indices = self._with_teacher(setup, sides)
+        if not indices:
+            sides, seen = setup.train, True
+            indices = self._with_teacher(setup, sides)
+        painter = Painter(
+            student,
+            sides.student,
+            setup.teacher.tokenizer,
+            lambda some: setup.taught(sides, some),
+            self.options.config(),
+            boundary=self.options.pairs == "boundary",
+        )
+        return painter, indices, seen
 
-
-def _sizes(documents: Sequence[str], windows: Sequence[Window]) -> dict[str, int]:
-    size = sum(len(text.encode("utf-8")) for text in documents)
-    return {"documents": len(documents), "bytes": size, "windows": len(windows)}
+    @staticmethod
+    def _with_teacher(setup: Setup, sides: Sides) -> list[int]:
+        """Examples that the teacher has predictions for."""
+        if setup.saved is None:
+            return list(range(len(sides.student)))
+        keys = [sides.student[n]["teacher_key"] for n in range(len(sides.student))]
+        missing = set(setup.saved.missing(keys))
+        return [n for n, key in enumerate(keys) if key not in missing]

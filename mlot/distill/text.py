@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlot.distill.errors import DistillError
+from mlot.distill.records import Record, is_record_file, read_records
 
 #: Folders that hold tests, generated or foreign code.
 _LEFT_OUT = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages"})
@@ -24,8 +25,13 @@ _ENOUGH, _TOO_MUCH = 1_000, 4_000
 class Corpus:
     """Documents to train on and documents held out; none is in both."""
 
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
+    train: tuple[str | Record, ...]
+    held_out: tuple[str | Record, ...]
+
+    @property
+    def train_texts(self) -> list[str]:
+        """Texts of the documents to train on."""
+        return [text_of(document) for document in self.train]
 
 
 def standard_library_documents(root: Path | None = None) -> list[str]:
@@ -57,15 +63,22 @@ def standard_library_documents(root: Path | None = None) -> list[str]:
     return documents
 
 
-def read_documents(path: str | Path) -> list[str]:
-    """Read a text file and split it into documents.
+def text_of(document: str | Record) -> str:
+    """What there is to learn in a document."""
+    return document if isinstance(document, str) else document.text
+
+
+def read_documents(path: str | Path) -> list[str] | list[Record]:
+    """Read a file: text, which is split into documents, or JSONL by its name, each line of which is one.
 
     Raises:
-        DistillError: there is no such file, it is not UTF-8, or has no text.
+        DistillError: there is no such file, it is not UTF-8, has no text, or a line that is no record.
     """
     path = Path(path)
     if not path.is_file():
         raise DistillError(f"--text: expected a file, found none at {str(path)!r}")
+    if is_record_file(path):
+        return read_records(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -95,7 +108,7 @@ def split_text(text: str) -> list[str]:
     return documents
 
 
-def split_corpus(documents: Sequence[str], share: float, seed: int) -> Corpus:
+def split_corpus(documents: Sequence[str | Record], share: float, seed: int) -> Corpus:
     """Hold out whole documents, drawn by ``seed``, until they make up a share of the characters.
 
     Args:
@@ -110,7 +123,8 @@ def split_corpus(documents: Sequence[str], share: float, seed: int) -> Corpus:
     if len(unique) < 2:
         raise DistillError(
             "--text: expected at least two documents, one to train on and one to hold out, got "
-            f"{len(unique)}; documents end at blank lines, after {_ENOUGH} characters or more"
+            f"{len(unique)}; those of a text file end at blank lines, after {_ENOUGH} characters or more, "
+            "those of a JSONL file are its lines"
         )
     order = list(range(len(unique)))
     random.Random(seed).shuffle(order)

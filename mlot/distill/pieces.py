@@ -1,0 +1,206 @@
+"""Pieces of text as both models read them: cut where they are too long, tokenised when first asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mlot.distill.errors import DistillError
+from mlot.distill.records import Record
+from mlot.distill.vocabularies import token_ids
+from mlot.training import DistillationCollator, Truncation
+
+Document = str | Record
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What makes one example: a stretch of a text, or a record that is not cut.
+
+    Attributes:
+        text: what there is to learn.
+        document: index of the document that it is of.
+        ends: whether a token that ends a text comes after it.
+        record: the record, unless it is a stretch of text.
+    """
+
+    text: str
+    document: int
+    ends: bool
+    record: Record | None = None
+
+    @property
+    def example(self) -> Mapping[str, Any]:
+        """The example as `mlot.training.DistillationCollator` takes it."""
+        return {"text": self.text} if self.record is None else self.record.example
+
+
+def make_pieces(
+    documents: Sequence[Document],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    mark_end: bool = True,
+) -> list[Piece]:
+    """Cut texts into pieces that neither tokenizer needs more than ``length`` tokens for.
+
+    Cuts fall at line ends, in a line too long between words, in a word too long between characters. The
+    pieces of a text joined are the text. Prompts with completions and conversations are left whole.
+
+    Args:
+        documents: texts and records.
+        student: tokenizer of the student.
+        teacher: tokenizer of the teacher.
+        length: most tokens of a piece, those that start and end a text included.
+        mark_end: whether documents end with the eos token.
+
+    Raises:
+        DistillError: ``length`` is too small for a single character.
+    """
+
+    def count(texts: Sequence[str]) -> list[int]:
+        both = zip(token_ids(student, texts), token_ids(teacher, texts), strict=True)
+        return [max(len(one), len(other)) for one, other in both]
+
+    plain = [
+        (n, each if isinstance(each, str) else each.text)
+        for n, each in enumerate(documents)
+        if isinstance(each, str) or each.plain
+    ]
+    owned = _cut(plain, length - 2, count, _LEVELS)
+    pieces = []
+    for n, (document, text) in enumerate(owned):
+        last = n + 1 == len(owned) or owned[n + 1][0] != document
+        pieces.append(Piece(text, document, mark_end and last))
+    pieces += [
+        Piece(each.text, n, mark_end, each)
+        for n, each in enumerate(documents)
+        if isinstance(each, Record) and not each.plain
+    ]
+    return sorted(pieces, key=lambda piece: piece.document)
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Pieces in the tokens of two models, for a ``Trainer``; each is tokenised when it is first asked for.
+
+    Args:
+        pieces: the pieces.
+        reader: tokenizer of the model that is trained or measured.
+        other: tokenizer of the other model.
+        length: most tokens of either.
+        keys: whether the other one is a saved teacher.
+
+    Attributes:
+        collator: makes batches of them.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        reader: PreTrainedTokenizerBase,
+        other: PreTrainedTokenizerBase,
+        length: int,
+        *,
+        keys: bool = False,
+    ) -> None:
+        self.pieces = list(pieces)
+        self._arguments = (reader, other, length)
+        self._collators = {
+            ends: DistillationCollator(
+                reader, other, max_length=length, teacher_max_length=length, keys=keys, add_end=ends
+            )
+            for ends in (False, True)
+        }
+        self.collator = self._collators[True]
+        self._found: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self._found:
+            piece = self.pieces[index]
+            try:
+                self._found[index] = self._collators[piece.ends].prepare(piece.example)
+            except (TypeError, ValueError) as error:
+                where = "" if piece.record is None else f" line {piece.record.line}:"
+                raise DistillError(f"--text:{where} {error}") from error
+        return self._found[index]
+
+    def with_keys(self) -> Examples:
+        """The same, the other model being a saved teacher."""
+        return Examples(self.pieces, *self._arguments, keys=True)
+
+    def settle(self) -> Truncation:
+        """Tokenise what may be too long, leave out that of which nothing is left, and say what was cut."""
+        kept = [
+            n
+            for n, piece in enumerate(self.pieces)
+            if piece.record is None or any(label != -100 for label in self[n]["labels"])
+        ]
+        self._found = {new: self._found[old] for new, old in enumerate(kept) if old in self._found}
+        self.pieces = [self.pieces[n] for n in kept]
+        return self._collators[False].truncation + self._collators[True].truncation
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+", text)
+
+
+_Parts = Callable[[str], list[str]]
+
+#: How to divide a text, coarsest first. Each division's parts joined are the text.
+_LEVELS: tuple[_Parts, ...] = (_lines, _words)
+
+
+def _cut(
+    owned: Sequence[tuple[int, str]],
+    limit: int,
+    count: Callable[[Sequence[str]], list[int]],
+    levels: tuple[_Parts, ...],
+) -> list[tuple[int, str]]:
+    """Divide texts at the coarsest level, join neighbours while they fit, divide finer what does not fit."""
+    parts = [(owner, part) for owner, text in owned for part in levels[0](text)]
+    packed: list[tuple[int, str]] = []
+    gathered: list[str] = []
+    size = 0
+    previous = -1
+    # Joined parts seldom need more tokens than the parts did alone; where they do, the check below sees it.
+    for (owner, part), tokens in zip(parts, count([part for _, part in parts]), strict=True):
+        if gathered and (owner != previous or size + tokens > limit):
+            packed.append((previous, "".join(gathered)))
+            gathered, size = [], 0
+        gathered.append(part)
+        size += tokens
+        previous = owner
+    if gathered:
+        packed.append((previous, "".join(gathered)))
+    fitting: list[tuple[int, str]] = []
+    for (owner, text), tokens in zip(packed, count([text for _, text in packed]), strict=True):
+        if tokens <= limit:
+            fitting.append((owner, text))
+        elif len(levels) > 1:
+            fitting += _cut([(owner, text)], limit, count, levels[1:])
+        else:
+            fitting += [(owner, part) for part in _halve(text, limit, count)]
+    return fitting
+
+
+def _halve(text: str, limit: int, count: Callable[[Sequence[str]], list[int]]) -> list[str]:
+    """Divide a word between characters until its parts fit."""
+    if count([text])[0] <= limit:
+        return [text]
+    if len(text) == 1:
+        raise DistillError(f"--length: expected room for the tokens of any one character, got {limit + 2}")
+    middle = len(text) // 2
+    return _halve(text[:middle], limit, count) + _halve(text[middle:], limit, count)
