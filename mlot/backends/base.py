@@ -131,9 +131,9 @@ class Backend(ABC):
     ) -> Traces:
         """Equations (10), (12) from the likeliest columns of each position; see `mlot.TopKLogprobs`.
 
-        A missing mass of at most ``min(64 eps, 4 eps + 1e-4)`` counts as none, ``eps`` being the rounding unit
-        of the log-probabilities' type. A constant for differentiation. No array has more than the order of
-        ``B T K + B V`` entries.
+        A missing mass of at most ``min(64 eps, 4 eps + 1e-4)`` counts as none, ``eps`` being the rounding
+        unit of the log-probabilities' type. A constant for differentiation. No array has more than the order
+        of ``B T K + B V`` entries.
         """
 
     @abstractmethod
