@@ -429,6 +429,20 @@ def module_with_cross_entropy(rank: int, world: int) -> None:
             close(gradients(part), mine(source, rank, STUDENT))
 
 
+def several_teachers_and_served_ones(rank: int, world: int) -> None:
+    whole = problem()
+    ids = torch.arange(5).expand(3, 8, 5).contiguous()
+    served = mlot.TopKLogprobs(ids, torch.full(ids.shape, 0.19).log().double(), vocab_size=40)
+    student, part = leaves(whole["student"]), shard(whole["student"], rank, STUDENT)
+    for source, teacher in ((student, whole["teacher"]), (part, shard(whole["teacher"], rank, TEACHER))):
+        teachers = [mlot.Teacher(teacher, weight=0.7), mlot.Teacher(served, weight=0.4)]
+        loss = mlot.multi_teacher_ot(
+            source, teachers, student_mask=whole["masks"]["student_mask"], config=CONFIG
+        ).loss
+        loss.backward()
+    close(gradients(part), mine(student, rank, STUDENT))
+
+
 # -- DTensors, communication, errors ---------------------------------------------------------------------
 
 
@@ -526,6 +540,13 @@ def communication_does_not_grow_with_the_vocabulary(rank: int, world: int) -> No
             with counted() as sent:
                 traces.log_probs.sum().backward()
             assert sum(sent) == positions * standardize
+        targets, mask = torch.zeros(batch, length, dtype=torch.long), torch.ones(batch, length).bool()
+        with counted() as sent:
+            losses = cross_entropy(VocabShard(logits, sizes=(vocabulary,) * world), targets, mask)
+        assert sent == 3 * [positions]
+        with counted() as sent:
+            losses.sum().backward()
+        assert sent == []
         hidden = torch.randn(batch, length, width, requires_grad=True)
         weight = torch.randn(vocabulary, width, requires_grad=True)
         traces = mlot.select(VocabShard(mlot.LinearHead(hidden, weight), sizes=(vocabulary,) * world), k=k)

@@ -46,11 +46,11 @@ class VocabShard(Composite):
     alike, is summed over the group, so that all have the whole one. Hidden states must therefore be given
     before any operation that sums gradients over the same group itself.
 
-    **Communication**, in numbers, per source and sequence of T positions: T maxima, T sums for each
-    temperature, T for the standard deviation if logits are standardised (and 2 T more), k masses and indices
-    of each process, and T k kept logits. The backward pass sends T D for hidden states of width D (in the
-    type computed in), T if logits are standardised, and nothing otherwise. Nothing of the vocabulary's size
-    is sent.
+    **Communication**, in numbers, per sequence of T positions: selection sends T maxima, T sums for each
+    temperature, k masses and k indices, T k kept logits, and 2 T more where logits are standardised;
+    cross-entropy sends 3 T. The backward pass of either sends T D for hidden states of width D, in the type
+    computed in, and that of a selection T where logits are standardised. Nothing of the vocabulary's size is
+    sent.
 
     Args:
         local: logits ``(B, T, V_r)`` of this rank's columns, or a `mlot.LinearHead` whose weight ``(V_r, D)``
