@@ -9,7 +9,7 @@ DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint verify wheel bench docs docs-check clean
+.PHONY: demo test lint verify wheel bench efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,9 @@ docs: $(DOCS_STAMP)  ## Build the documentation into docs/_build/html; every war
 
 docs-check: docs  ## Look at every built page in headless Chromium, and run the code that the pages show.
 	$(BIN)/python docs/check.py
+
+efficacy: $(STAMP)  ## Compare the losses on the same student, text and budget; see benchmarks/efficacy/README.md.
+	$(BIN)/python -m benchmarks.efficacy --device $(DEVICE) --workers $(WORKERS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build docs/_build docs/_drawn docs/examples

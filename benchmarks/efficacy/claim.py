@@ -16,8 +16,8 @@ def claim(results: Sequence[dict[str, Any]], table: dict[Setting, list[Row]], se
     own = [_row(table, setting, FULL) for setting in settings()]
     sentences = [
         (
-            f"With {seeds} seeds in each of {count} settings (two starts, two teachers), a student trained with "
-            f"MultiLevelOT (optimal matching, boundary pairs) {_against(own)}."
+            f"With {seeds} seeds in each of {count} settings (two starts, two teachers), a student trained "
+            f"with MultiLevelOT (optimal matching, boundary pairs) {_against(own)}."
         )
     ]
     others = ["sequence-kd", "uld", "released", "rank-index", "optimal-index"]

@@ -249,7 +249,7 @@ class Material:
 
     @functools.cache  # noqa: B019
     def generated(self, gap: str) -> Tokens:
-        """Windows that a teacher wrote, in the student's tokens; the n-th continues window n modulo the pool."""
+        """Windows a teacher wrote, in the student's tokens; the n-th continues window n modulo the pool."""
         rows = store.read_json(self._generated_path(gap))["student"]
         return self._pad(rows, "student").to(self.device)
 

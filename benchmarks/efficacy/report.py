@@ -24,10 +24,10 @@ GAPS_SAID = {"wide": "better teacher (wide gap)", "narrow": "worse teacher (narr
 
 _READING = """\
 Bits per byte, cloze test and words completed on the test split: mean ± standard error over {seeds} seeds.
-Difference: paired with cross-entropy alone of the same seed (same start, same windows in the same order), mean
-and 95 % interval (Student's t, {seeds} seeds). "better" and "worse" are said where the interval of the difference
-in bits per byte excludes 0. p: paired t-test, adjusted by Holm's method for all {comparisons} comparisons with
-cross-entropy alone."""
+Difference: paired with cross-entropy alone of the same seed (same start, same windows in the same order),
+mean and 95 % interval (Student's t, {seeds} seeds). "better" and "worse" are said where the interval of the
+difference in bits per byte excludes 0. p: paired t-test, adjusted by Holm's method for all {comparisons}
+comparisons with cross-entropy alone."""
 
 
 def markdown(size: Size, results: Sequence[dict[str, Any]], context: dict[str, Any]) -> str:
@@ -58,8 +58,8 @@ def markdown(size: Size, results: Sequence[dict[str, Any]], context: dict[str, A
         "![Paired differences to cross-entropy alone in words completed](word-accuracy.png)",
         "## Compared with each other",
         (
-            f"First less second, bits per byte, paired by seed: mean and 95 % interval, {len(size.seeds)} seeds. "
-            "Below 0: the first is better. These intervals are not adjusted for their number."
+            f"What the change does to bits per byte, paired by seed: mean and 95 % interval, "
+            f"{len(size.seeds)} seeds. Below 0 it helps. These intervals are not adjusted for their number."
         ),
         _contrasts(results),
         "## Teachers, starts and text",
@@ -87,8 +87,8 @@ def said(setting: Setting) -> str:
 def _table(found: Sequence[Row]) -> str:
     lines = [
         (
-            "| method | bits per byte | difference | | p | cloze, % | difference | words, % | difference | rate "
-            "| alpha | n | CPU s |"
+            "| method | bits per byte | difference | | p | cloze, % | difference | words, % | difference "
+            "| rate | alpha | n | CPU s |"
         ),
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

@@ -55,7 +55,7 @@ class Texts:
 
 def collect(other_bytes: int) -> Texts:
     """Collect the text that every installation has, and split it by documents, always the same way."""
-    documents = standard_library_documents()
+    documents = list(standard_library_documents())
     random.Random(_SEED).shuffle(documents)
     total = sum(map(len, documents))
     splits: dict[str, list[str]] = {name: [] for name in SHARES}
