@@ -104,3 +104,8 @@ def in_dtype(traces: mlot.Traces, dtype: str) -> mlot.Traces:
 def files_of(folder: Path) -> dict[str, bytes]:
     """What a folder holds, but for the lock."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def read_log_probs(saved: SavedTeacher, key: str) -> np.ndarray:
+    """For another process, which then needs no test module."""
+    return saved.batch([key]).log_probs

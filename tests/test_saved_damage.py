@@ -78,6 +78,8 @@ def test_a_copied_file_is_found(tmp_path: Path) -> None:
     saved = save(cases(4), tmp_path / "t", per_shard=2)
     (saved.folder / "00007.safetensors").write_bytes((saved.folder / "00000.safetensors").read_bytes())
     assert "it holds an example a second time" in verify_folder(saved.folder)["00007.safetensors"]
+    with pytest.raises(ValueError, match="^folder: expected each example once in .*, some are there twice"):
+        SavedTeacher(saved.folder).verify()
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -50,11 +50,9 @@ def check_what_is_left(folder: Path, whole: dict[str, bytes], shards: int) -> No
 @pytest.mark.parametrize(
     ("point", "count", "shards"),
     [
-        ("write", 0, 0),
         ("write", 1, 0),
         ("write", 3, 2),
         ("write", SHARDS, SHARDS - 1),
-        ("fsync", 4, 1),
         ("fsync", 5, 2),
         ("replace", 0, 0),
         ("replace", 4, 3),

@@ -18,7 +18,7 @@ from mlot.saved import (
     example_key,
     verify_folder,
 )
-from saved_cases import FIELDS, cases, files_of, save, select
+from saved_cases import FIELDS, cases, files_of, manifest, read_log_probs, save, select
 
 
 def test_what_a_saved_teacher_tells(tmp_path: Path) -> None:
@@ -83,6 +83,23 @@ def test_padding_and_order(tmp_path: Path) -> None:
     assert all(getattr(on_meta, name).device.type == "meta" for name in FIELDS)
 
 
+def test_nothing_saved_yet(tmp_path: Path) -> None:
+    TeacherWriter(tmp_path / "t", manifest()).close()
+    saved = SavedTeacher(tmp_path / "t")
+    assert (len(saved), saved.keys, saved.positions, saved.lengths.tolist()) == (0, [], 0, [])
+    assert saved.missing([]) == []
+    key = cases(1)[0].key
+    assert saved.missing([key]) == [key]
+    assert saved.batch([]).shape == (0, 0, 40)
+    assert saved.storage_error.positions == 0
+    saved.verify()
+    assert verify_folder(saved.folder) == {}
+    with pytest.raises(ValueError, match="^examples: expected saved ones, but 1 of 1 keys are not in"):
+        saved.batch([key])
+    with pytest.raises(ValueError, match="^examples: expected indices >= 0 and < 0, got 0"):
+        saved.batch([0])
+
+
 def test_what_a_batch_refuses(tmp_path: Path) -> None:
     examples, other = cases(3), cases(1, seed=50)
     saved = save(examples, tmp_path / "t")
@@ -94,8 +111,8 @@ def test_what_a_batch_refuses(tmp_path: Path) -> None:
         ([key, 1], TypeError, "^examples: expected keys as example_key makes them, got int"),
         (["abc"], ValueError, "^examples: expected 32 hexadecimal digits, got 'abc'"),
         ([key.upper()], ValueError, "^examples: expected 32 hexadecimal digits"),
-        ([0, 3], ValueError, "^examples: expected indices from 0 to 2, got 3"),
-        ([-1], ValueError, "^examples: expected indices from 0 to 2, got -1"),
+        ([0, 3], ValueError, "^examples: expected indices >= 0 and < 3, got 3"),
+        ([-1], ValueError, "^examples: expected indices >= 0 and < 3, got -1"),
         ([0.5], TypeError, "^examples: expected keys or integers, got float64"),
         ([[0]], ValueError, r"^examples: expected a sequence of keys or indices, got shape \(1, 1\)"),
     ):
@@ -107,10 +124,6 @@ def test_what_a_batch_refuses(tmp_path: Path) -> None:
         saved.batch([0], backend="jax")
     with pytest.raises(ValueError, match="^device: the numpy backend has only 'cpu'"):
         saved.batch([0], device="cuda")
-
-
-def _in_a_worker(saved: SavedTeacher, key: str) -> np.ndarray:
-    return saved.batch([key]).log_probs
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -134,7 +147,7 @@ def test_workers(start: str, tmp_path: Path) -> None:
         assert torch.equal(found[2], torch.from_numpy(want))
         return
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        got = pool.apply(_in_a_worker, (saved, examples[4].key))
+        got = pool.apply(read_log_probs, (saved, examples[4].key))
     np.testing.assert_array_equal(got, want)
 
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 import mlot
@@ -79,6 +80,15 @@ def test_forms_of_examples(tokenizer: object, tmp_path: Path) -> None:
     )
     assert len(saved) == 3
     assert_saved(saved, example_key(ids, gaps), alone(model, ids, gaps, 9), 1e-5)
+
+
+def test_tokenizers_of_either_library(tokenizer: object, tmp_path: Path) -> None:
+    """One that was told to pad and the wrapper of transformers read texts alike."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.enable_padding(length=40)
+    one = save_teacher(llama(), tokenizer, TEXTS, tmp_path / "one", k=9)
+    two = save_teacher(llama(), backend, TEXTS, tmp_path / "two", k=9)
+    assert files_of(one.folder) == files_of(two.folder)
 
 
 def test_examples_with_nothing_to_predict(tokenizer: object, tmp_path: Path) -> None:

@@ -200,6 +200,34 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    """The permissions of a new file are those that the process gives to files."""
+    (tmp_path / "other").write_bytes(b"")
+    assert _saved(tmp_path).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@backends
+def test_temperatures_of_narrow_traces(backend: str, tmp_path: Path) -> None:
+    """A ratio of temperatures that float16 does not have is not rounded to it."""
+    traces = traces_of(backend)
+    traces.save(tmp_path / "t", dtype="float16")
+    narrow = mlot.Traces.load(tmp_path / "t")
+    mixed = mlot.Traces(
+        narrow.columns,
+        narrow.log_probs,
+        traces.log_normalizers,
+        narrow.column_mass,
+        narrow.mask,
+        31,
+        3.0,
+        (2.0,),
+    )
+    got = mixed.at(2.0)
+    assert got.dtype == traces.log_normalizers.dtype
+    want = 1.5 * as_numpy(narrow.log_probs).astype(float) - as_numpy(traces.log_normalizers)[..., :1]
+    np.testing.assert_array_equal(as_numpy(got), want)
+
+
 def test_without_safetensors(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['safetensors'] = None\n"

@@ -50,7 +50,10 @@ def read_examples(
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Tokens of texts, with the special tokens that the tokenizer adds by itself."""
     if hasattr(tokenizer, "encode_batch"):
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        encodings = tokenizer.encode_batch(texts)  # padded, if the tokenizer was told to pad
+        return [
+            [i for i, real in zip(each.ids, each.attention_mask, strict=True) if real] for each in encodings
+        ]
     found: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
     return found
 

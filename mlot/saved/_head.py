@@ -14,6 +14,10 @@ from mlot.sources import LinearHead, Predictions
 #: Largest logit that a model's function of its logits is tried on.
 _LARGEST = 200.0
 
+#: What configurations call a factor on the logits, or a divisor, and a soft cap.
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAP = "final_logit_softcapping"
+
 
 @dataclass(frozen=True)
 class TeacherHead:
@@ -90,28 +94,14 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
 
 
 def _declared(config: Any) -> list[tuple[float | None, float | None]]:
-    """Scales and caps of logits that configurations have names for; none comes first."""
+    """Scales and caps of logits, as configurations may name them; neither of them comes first."""
     config = config.get_text_config()
-    found: list[tuple[float | None, float | None]] = [(None, None)]
-    scale, divisor, cap = (
-        _number(getattr(config, name, None))
-        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    )
-    if scale is not None:
-        found.append((scale, None))
-    if divisor is not None:
-        found.append((1 / divisor, None))
-    if cap is not None:
-        found.append((None, cap))
-    return found
+    factors = [found for name in _SCALES if (found := _number(getattr(config, name, None))) is not None]
+    scales = [None, *factors, *(1 / each for each in factors)]
+    return [(scale, cap) for cap in (None, _number(getattr(config, _CAP, None))) for scale in scales]
 
 
 def _number(value: Any) -> float | None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value == 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if math.isfinite(value) and value != 0 else None

@@ -142,6 +142,10 @@ class SavedTeacher:
         """
         for shard in self._shards:
             shard.verify(self.manifest)
+        if len(np.unique(self._packed_keys())) < len(self):
+            raise ValueError(
+                f"folder: expected each example once in {str(self.folder)!r}, some are there twice"
+            )
 
     # -- traces ------------------------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ class SavedTeacher:
             raise TypeError(f"examples: expected keys or integers, got {indices.dtype}")
         if not 0 <= indices.min() <= indices.max() < len(self):
             wrong = indices.min() if indices.min() < 0 else indices.max()
-            raise ValueError(f"examples: expected indices from 0 to {len(self) - 1}, got {wrong}")
+            raise ValueError(f"examples: expected indices >= 0 and < {len(self)}, got {wrong}")
         return indices.astype(np.int64)
 
 
