@@ -10,26 +10,61 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import TrainerCallback
 
 import training_cases
 from mlot.distributed import unsharded
 from mlot.training import MultiLevelOTTrainer
 
 
-def run(folder: Path, *, examples: int, **settings: Any) -> dict[str, Any]:
-    """Train; return the logs and the final weights, whole on every process."""
-    trainer = training_cases.make_trainer(
-        folder, dataset=training_cases.examples()[:examples], **{"learning_rate": 1e-2} | settings
-    )
-    assert isinstance(trainer, MultiLevelOTTrainer)
-    trainer.train()
+def run(
+    folder: Path, *, examples: int, held_out: int = 0, stop_at: int = 0, **settings: Any
+) -> dict[str, Any]:
+    """Train; return the logs and the final weights, whole on every process.
+
+    Args:
+        folder: for checkpoints.
+        examples: number of examples to train on.
+        held_out: number of examples to evaluate on after every epoch.
+        stop_at: step to stop at; the rest is done by another trainer, resumed from the checkpoint.
+        settings: of the Trainer.
+    """
+
+    def make() -> MultiLevelOTTrainer:
+        trainer = training_cases.make_trainer(
+            folder,
+            dataset=training_cases.examples()[:examples],
+            eval_dataset=training_cases.examples()[-held_out:] if held_out else None,
+            **{"learning_rate": 1e-2} | settings,
+        )
+        assert isinstance(trainer, MultiLevelOTTrainer)
+        return trainer
+
+    trainer = make()
+    if stop_at:
+        trainer.add_callback(StopAt(stop_at))
+        trainer.train()
+        trainer = make()
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{stop_at}"))
+    else:
+        trainer.train()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return {
-        "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "logs": [entry for entry in trainer.state.log_history if "train_loss" not in entry],
         "weights": {name: unsharded(weight.detach()).clone() for name, weight in state.items()},
         "processes": trainer.accelerator.num_processes,
         "kind": str(trainer.accelerator.distributed_type),
     }
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, as if it had been interrupted there."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
 
 
 def fsdp_on_the_host() -> None:
