@@ -16,6 +16,7 @@ from mlot.topk import TopKLogprobs
 #: What stands for "very unlikely" where a format has no minus infinity.
 SENTINEL = -9999.0
 _TOKEN_ID = re.compile(r"token_id:(\d+)")
+_ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 
 
 class Entry(NamedTuple):
@@ -128,6 +129,7 @@ class Lookup:
 
     by_bytes: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
     by_text: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    opaque: bool = False  #: whether nobody knows what bytes the vocabulary's spelling stands for
 
     @staticmethod
     def of(vocabulary: Any) -> Lookup:
@@ -140,22 +142,29 @@ class Lookup:
             return Lookup()
         by_bytes: dict[bytes, tuple[int, ...]] = {}
         by_text: dict[str, tuple[int, ...]] = {}
+        opaque = False
         for token, surface, i in _tokens(vocabulary):
+            opaque |= surface is None
             if surface is not None:
                 by_bytes[surface] = (*by_bytes.get(surface, ()), i)
             if isinstance(token, str):
                 by_text[token] = (*by_text.get(token, ()), i)
-        return Lookup(by_bytes, by_text)
+        return Lookup(by_bytes, by_text, opaque)
 
     def find(self, token: str, raw: bytes | None) -> tuple[int, ...]:
         """Ids that a token can have: none if it is unknown, several if it is ambiguous."""
         if match := _TOKEN_ID.fullmatch(token):
             return (int(match[1]),)
-        spelled = self.by_text.get(token, ())
-        found = self.by_bytes.get(token.encode("utf-8", "replace") if raw is None else raw, ())
+        if raw is None:
+            escaped = _ESCAPED.fullmatch(token)
+            raw = (
+                bytes.fromhex(escaped[1].replace("\\x", "")) if escaped else token.encode("utf-8", "replace")
+            )
+        spelled, found = self.by_text.get(token, ()), self.by_bytes.get(raw, ())
         if len(found) > 1 and len(spelled) == 1 and spelled[0] in found:
             return spelled
-        return found or spelled
+        # The same letters may spell other bytes, as in byte-level vocabularies.
+        return found or (spelled if self.opaque else ())
 
 
 def _tokens(vocabulary: Any) -> Iterable[tuple[str | bytes, bytes | None, int]]:

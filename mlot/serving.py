@@ -176,12 +176,13 @@ def from_openai(
     padding_side: str = "right",
     backend: str | None = None,
 ) -> Served:
-    """Read ``logprobs`` of chat completions (``content``) or of the older completions (``top_logprobs``).
+    r"""Read ``logprobs`` of chat completions (``content``) or of the older completions (``top_logprobs``).
 
     Both name tokens by text (chat completions by bytes, too), whose ids are looked up in ``vocabulary``: by
-    bytes, then by the vocabulary's own spelling; ``token_id:17`` stands for 17. A token that has no id, or
-    several, ends the list of its position, since a token that is absent must be no likelier than one that is
-    kept; `Served` counts such positions.
+    bytes, and by the vocabulary's own spelling where several ids share them or nobody knows what bytes it
+    spells; ``token_id:17`` stands for 17, ``bytes:\xc3`` for a byte. A token that has no id, or several, ends
+    the list of its position, since a token that is absent must be no likelier than one that is kept; `Served`
+    counts such positions.
 
     Args:
         responses: one response or a list of them, each an object of the client or the parsed JSON; each of
