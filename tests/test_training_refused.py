@@ -134,6 +134,16 @@ def test_a_tokenizer_says_how_long_a_text_may_be():
     )
 
 
+def test_a_limit_that_nobody_gave_is_the_least_of_tokenizers_and_models(tmp_path):
+    collator = DistillationCollator(
+        student_tokenizer(model_max_length=100), teacher_tokenizer(model_max_length=12)
+    )
+    make_trainer(tmp_path, collator=collator)
+    assert (collator.max_length, collator.teacher_max_length) == (64, 12)
+    make_trainer(tmp_path, collator=collator, model=make_student(positions=40))
+    assert (collator.max_length, collator.teacher_max_length) == (40, 12)
+
+
 def test_tokenizers_of_larger_models(refused):
     small = make_student()
     small.resize_token_embeddings(100)

@@ -101,6 +101,7 @@ class DistillationCollator:
         self._pad = tuple(
             _pad_token(name, tokenizer) for name, tokenizer in zip(_SIDES, self.tokenizers, strict=True)
         )
+        self._given = {"": max_length is not None, "teacher_": teacher_max_length is not None}
         self.max_length = _limit(student_tokenizer, max_length)
         self.teacher_max_length = _limit(teacher_tokenizer, teacher_max_length)
         self.pairs = pairs
@@ -294,8 +295,8 @@ class DistillationCollator:
         limit = getattr(self, f"{prefix}max_length")
         if not isinstance(reads, int) or reads <= 0:
             return
-        if limit is None:
-            setattr(self, f"{prefix}max_length", reads)
+        if not self._given[prefix]:
+            setattr(self, f"{prefix}max_length", reads if limit is None else min(limit, reads))
         elif limit > reads:
             raise ValueError(
                 f"{prefix}max_length: expected at most {reads}, all that the {name} reads, got {limit}"

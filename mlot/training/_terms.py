@@ -19,7 +19,7 @@ DIAGNOSTICS = ("teacher_kept_mass", "student_kept_mass", "matching_gap", "margin
 class RunningTerms(TrainerCallback, ExportableState):
     """Sums of terms since the last log, and the transports of the last step.
 
-    A callback, since that is how transformers writes something into a checkpoint; it has no events.
+    A callback, since that is how transformers writes something into a checkpoint.
 
     Args:
         since: step after which the sums begin.
@@ -32,7 +32,12 @@ class RunningTerms(TrainerCallback, ExportableState):
         self.sums: dict[str, float | Tensor] = dict(sums or {})
         self.loss = loss
         self.logs = 0
+        self.starting = True
         self._results: list[tuple[MultiLevelOTResult, Tensor]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training starts, for the first time, once more, or from a checkpoint."""
+        self.starting = True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -92,7 +92,6 @@ class MultiLevelOTMixin(_Base):
         self._head: HeadShape | None = None
         if args.use_linear_head:
             self._head = head_shape(cast(nn.Module, self.model), "student")
-        self._resumed_at: int | None = None
         self._evaluated: list[Tensor] = []
 
     # -- the loss ----------------------------------------------------------------------------------------
@@ -201,24 +200,19 @@ class MultiLevelOTMixin(_Base):
     def _running(self) -> RunningTerms:
         return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, RunningTerms))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see ``transformers.Trainer.train``."""
-        self._resumed_at = None
-        return super().train(*args, **kwargs)
-
     def _begin_step(self) -> None:
         running = self._running
-        if self._resumed_at is None:
-            self._resumed_at = step = self.state.global_step
+        if running.starting:
+            running.starting = False
             kept = cast("dict[str, Any]", self.state.stateful_callbacks).get(RunningTerms.__name__)
-            if step and kept:
+            if self.state.global_step and kept:
                 running.restore(kept)
                 self._tr_loss += running.loss
                 # which is drained into this sum, of the steps of this call alone
                 self._total_loss_scalar -= running.loss
                 self._globalstep_last_logged = running.since
             else:
-                running.begin(step)
+                running.begin(self.state.global_step)
                 running.logs = 0
         running.begin_step()
 
@@ -228,7 +222,7 @@ class MultiLevelOTMixin(_Base):
             found |= {"had": terms.ot.had, "sl": terms.ot.sl, "sd": terms.ot.sd}
             if self.args.log_diagnostics_every:
                 self._running.keep(terms.ot, batch.targets)
-        elif terms.distillation is not terms.loss and self._predictions_of is not None:
+        elif terms.loss is not terms.cross_entropy:
             found["distillation"] = terms.distillation
         self._running.add(**{name: value.detach() * scale for name, value in found.items()})
 

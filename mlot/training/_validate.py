@@ -45,7 +45,7 @@ def teacher(value: Any, model: Any, args: MultiLevelOTTrainingArguments, criteri
         if value is model:
             raise ValueError("teacher: expected another model than the student, got the same")
         causal("teacher", value)
-    elif hasattr(value, "batch"):
+    elif hasattr(value, "batch") and hasattr(value, "manifest"):
         saved(value, args)
     else:
         raise TypeError(
