@@ -27,7 +27,8 @@ def value_bounds(
        reverse.
     3. *Hilbert's metric.* Let the spread be the largest less the smallest difference of the potentials of two
        runs. A half round adds to it at most the spread of :math:`(C - C') / \lambda`, and contracts what was
-       there by :math:`\tanh(\Delta / 4)` (Birkhoff), :math:`\Delta` the projective diameter of the kernels.
+       there by :math:`\tanh(\Delta / 4)` (Birkhoff), :math:`\Delta` the projective diameter of the kernels,
+       :math:`\max (C_{ij} - C_{i'j} - C_{ij'} + C_{i'j'}) / \lambda`, and what the interval adds to it.
        Weights do not see constants, so half the spread to either side of the potentials at ``cost`` bounds
        them, and the mean as in 2.
     """
@@ -37,8 +38,7 @@ def value_bounds(
     f = f_low = f_high = np.zeros(rows)
     spread = 0.0
     step = (float((high - cost).max()) + float((cost - low).max())) / epsilon
-    centred = cost - cost.mean(axis=1, keepdims=True) - cost.mean(axis=0) + cost.mean()
-    diameter = 2 * (centred.max() - centred.min()) / epsilon + 2 * step
+    diameter = max(float(np.ptp(row - cost, axis=1).max()) for row in cost) / epsilon + 2 * step
     contraction = float(np.tanh(diameter / 4))
     for n in range(n_iter):
         f = log_a - logsumexp(g - cost / epsilon, axis=1)

@@ -133,7 +133,7 @@ class Backend(ABC):
 
         A missing mass of at most ``min(64 eps, 4 eps + 1e-4)`` counts as none, ``eps`` being the rounding
         unit of the log-probabilities' type. A constant for differentiation. No array has more than the order
-        of ``B T K + B V`` entries.
+        of ``B T (K + k) + B V`` entries.
         """
 
     @abstractmethod
