@@ -70,20 +70,18 @@ def write_shard(path: Path, manifest: Manifest, examples: list[Example], error: 
         "log_normalizers": np.concatenate([each.log_normalizers for each in examples]),
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {
-        "format": FORMAT,
-        "manifest": manifest.digest,
-        "checksum": checksum(arrays),
-        "error": error.as_dict(),
-    }
+    header = {"format": FORMAT, "manifest": manifest.digest, "error": error.as_dict()}
+    header["checksum"] = checksum(header, arrays)
     # One entry of metadata: safetensors writes several in any order, and equal shards shall be equal files.
     content = safetensors_numpy("folder").save(arrays, metadata={"mlot": json.dumps(header)})
     write_atomically(path, content)
 
 
-def checksum(arrays: dict[str, NDArray[Any]]) -> str:
-    """Digest of all arrays of a file."""
+def checksum(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Digest of all arrays of a file, and of the rest of its header."""
     digest = blake2b(digest_size=16)
+    rest = {name: value for name, value in header.items() if name != "checksum"}
+    digest.update(json.dumps(rest, sort_keys=True).encode())
     for name in ARRAYS:
         digest.update(f"{name}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
@@ -156,7 +154,8 @@ class Shard:
             ValueError: something in it is not as it was written.
         """
         arrays = self.open()
-        if checksum(arrays) != self._layout.metadata["checksum"]:
+        header = self._layout.metadata
+        if checksum(header, arrays) != header.get("checksum"):
             raise damaged(self.path, "its checksum is not that of its content")
         rows = Rows(self.path, arrays)
         for n in range(self.examples):

@@ -15,6 +15,7 @@ from mlot._storage import DTYPES, safetensors_numpy
 from mlot.saved._examples import TeacherExample, read_examples
 from mlot.saved._fingerprint import fingerprint, model_fingerprint
 from mlot.saved._manifest import Manifest
+from mlot.saved._pack import empty_example, packed_examples
 from mlot.saved._reader import SavedTeacher
 from mlot.saved._writer import TeacherWriter
 
@@ -55,7 +56,8 @@ def save_teacher(
         model: a causal language model of the transformers library. It runs in evaluation mode without
             gradients, and is left in the mode it was in.
         tokenizer: the one it was trained with, fast or slow.
-        examples: texts, of which every token but the first is predicted; or ``(ids, labels)``, unshifted,
+        examples: texts, which get the special tokens that the tokenizer adds by itself, and of which every
+            token but the first is predicted; or ``(ids, labels)``, unshifted,
             with -100 where nothing is asked; or ``(ids, mask)``, booleans that mark the positions whose
             prediction counts; or mappings with ``input_ids`` and ``labels`` or ``mask``. Without padding.
             Equal examples are saved once.
@@ -68,7 +70,7 @@ def save_teacher(
         max_length: tokens after the first so many of an example are left out; ``None`` leaves out none.
         batch_size: examples in a batch.
         examples_per_shard: examples in a file: what an interruption may lose.
-        device: where to run; ``None`` leaves the model where it is.
+        device: where to move the model, which stays there; ``None`` leaves it where it is.
         name: of the model, for the manifest; ``None`` means the last part of what it was loaded from.
         revision: of the model; ``None`` means what the transformers library says, if anything.
         progress: called with the number of examples done and to do.
@@ -163,12 +165,12 @@ def _run(
                     extra_temperatures=manifest.extra_temperatures,
                     standardize=manifest.standardize,
                 )
-            found = writer.prepare([each.key for each in batch], traces, present)
+            found = packed_examples(manifest, [each.key for each in batch], traces, present)
         else:
-            found = [writer.empty(each.key, each.mask) for each in batch]
+            found = [empty_example(manifest, each.key, each.mask) for each in batch]
         made.update(zip((each.key for each in batch), found, strict=True))
         yield len(batch)
-    writer.append([made[each.key] for each in chunk])
+    writer._append([made[each.key] for each in chunk])
 
 
 def _tensor(rows: Sequence[Any], model: Any) -> torch.Tensor:

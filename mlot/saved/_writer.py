@@ -8,15 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mlot import _checks
 from mlot._storage import PARTIAL, safetensors_numpy, write_atomically
 from mlot._typing import Array
-from mlot.saved._error import error_of, merged, stored, stored_normalizers
-from mlot.saved._keys import KEY_BYTES, is_key, packed
+from mlot.saved._error import merged
+from mlot.saved._keys import is_key
 from mlot.saved._manifest import MANIFEST, Manifest, read_manifest
+from mlot.saved._pack import packed_examples
 from mlot.saved._reader import SavedTeacher
 from mlot.saved._shard import SUFFIX, Example, file_name, write_shard
 from mlot.traces import Traces
@@ -134,40 +132,12 @@ class TeacherWriter:
                 manifest says, or hold no numbers. Nothing was added.
             OSError: a file could not be written; its examples remain gathered.
         """
-        self.append(self.prepare(keys, traces, attention_mask))
-
-    def prepare(self, keys: Sequence[str], traces: Traces, attention_mask: Any = None) -> list[Example]:
-        """Check a batch and bring it into the form that is stored; the first half of `add`."""
-        packed_keys = [key.ljust(KEY_BYTES, b"\0") for key in packed("keys", keys).tolist()]
-        _checks.traces("traces", traces)
-        self._require(traces, len(packed_keys))
-        xp, _ = _checks.resolve({"traces": traces}, None)
-        found = traces.map(xp.to_numpy)
-        present = _attention(attention_mask, found.mask)
-        if np.isnan(found.log_probs[found.mask]).any() or np.isnan(found.log_normalizers[found.mask]).any():
-            raise ValueError(
-                "traces: expected log-probabilities, got NaN: the teacher's logits are no numbers"
-            )
-        return [self._example(key, found, n, present[n]) for n, key in enumerate(packed_keys)]
-
-    def empty(self, key: str, mask: NDArray[np.bool_]) -> Example:
-        """An example without a valid position, which needs no teacher."""
-        k, further = self.manifest.k, len(self.manifest.extra_temperatures)
-        none = np.zeros((0, k)), np.zeros((0, further))
-        return Example(
-            bytes.fromhex(key),
-            np.arange(k, dtype=np.int32),
-            stored_normalizers(np.zeros(k), self.manifest.dtype),
-            mask,
-            stored(none[0], self.manifest.dtype),
-            stored_normalizers(none[1], self.manifest.dtype),
-            error_of(*none, (), self.manifest.dtype),
-        )
-
-    def append(self, examples: Sequence[Example]) -> None:
-        """Gather examples that are not there yet, and write files that are full; the second half of `add`."""
         if self.closed:
             raise ValueError("writer: expected one that is open, this one was closed")
+        self._append(packed_examples(self.manifest, keys, traces, attention_mask))
+
+    def _append(self, examples: Sequence[Example]) -> None:
+        """Gather examples that are not there yet, and write files that are full."""
         for each in examples:
             if not self._has(each.key):
                 self._gathered.append(each)
@@ -185,34 +155,6 @@ class TeacherWriter:
         finally:
             self.closed = True
             self._lock.release()
-
-    def _require(self, traces: Traces, count: int) -> None:
-        if traces.shape[0] != count:
-            raise ValueError(f"keys: expected {traces.shape[0]}, one for each example of traces, got {count}")
-        for name, got in (
-            ("k", traces.k),
-            ("vocab_size", traces.vocab_size),
-            ("temperature", traces.temperature),
-            ("extra_temperatures", tuple(traces.extra_temperatures)),
-            ("standardize", traces.standardize),
-        ):
-            wanted = getattr(self.manifest, name)
-            if got != wanted:
-                raise ValueError(f"traces: expected {name}={wanted}, as the manifest says, got {got}")
-
-    def _example(self, key: bytes, traces: Traces, n: int, present: NDArray[np.bool_]) -> Example:
-        dtype, manifest, valid = self.manifest.dtype, self.manifest, traces.mask[n]
-        log_probs, normalizers = traces.log_probs[n][valid], traces.log_normalizers[n][valid]
-        ratios = tuple(manifest.temperature / each for each in manifest.extra_temperatures)
-        return Example(
-            key,
-            traces.columns[n].astype(np.int32),
-            stored_normalizers(traces.column_mass[n], dtype),
-            np.array(valid[present]),
-            stored(log_probs, dtype),
-            stored_normalizers(normalizers, dtype),
-            error_of(log_probs, normalizers, ratios, dtype),
-        )
 
     def _has(self, key: bytes) -> bool:
         return key in self._pending or key in self._written or key.hex() in self._saved
@@ -232,23 +174,6 @@ class TeacherWriter:
     def _drop(self) -> None:
         self._gathered.clear()
         self._pending.clear()
-
-
-def _attention(mask: Any, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Positions that hold tokens, checked against the mask of the traces."""
-    if mask is None:
-        return np.ones_like(valid)
-    found = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
-    if found.shape != valid.shape:
-        raise ValueError(f"attention_mask: expected shape {valid.shape}, as traces, got {found.shape}")
-    if found.dtype.kind not in "biu":
-        raise TypeError(f"attention_mask: expected booleans or integers, got {found.dtype}")
-    present: NDArray[np.bool_] = found != 0
-    if (valid & ~present).any():
-        raise ValueError(
-            "attention_mask: expected valid positions of traces to hold tokens, some are padding"
-        )
-    return present
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:

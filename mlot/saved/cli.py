@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         from rich.console import Console
-
+    except ImportError:
+        print('mlot.saved: error: the command needs rich; pip install "mlot[io]"', file=sys.stderr)
+        return 2
+    try:
         status: int = options.run(options, Console(soft_wrap=True, markup=False, highlight=False))
     except (FolderLockedError, ImportError, OSError, ValueError) as error:
         print(f"mlot.saved: error: {_as_typed(str(error), options.command)}", file=sys.stderr)
@@ -141,7 +144,7 @@ def _describe(saved: SavedTeacher, console: Console) -> None:
     )
     console.print(f"  HAD, for each pair     {error.had_max:.2e}, in the mean {error.had_mean:.2e}")
     console.print(f"  SL, as a share of it   {error.sl_relative:.2e}")
-    console.print(f"  SD, for each position  {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
+    console.print(f"  SD, an entry of cost   {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
 
 
 class _Progress:
