@@ -15,7 +15,7 @@ _MEBIBYTE = 2**20
 
 
 def bars(path: str) -> Figure:
-    """Time and memory of each contestant, by section; ours in colour."""
+    """Time, and memory beyond inputs and gradient, of each contestant, by section; ours in colour."""
     rows = [row for row in _rows(path) if row["seconds"]]
     labels, places, titles = [], [], []
     place = 0.0
@@ -29,12 +29,13 @@ def bars(path: str) -> Figure:
         place += 0.4
     figure, (time, memory) = pyplot.subplots(1, 2, figsize=(7.6, 0.6 + 0.2 * place), sharey=True)
     colours = [_OURS if row["ours"] else _OTHERS for row in rows]
-    for axis, values, pattern in (
-        (time, [row["median_seconds"] * 1e3 for row in rows], "{:,.3g}"),
-        (memory, [(row["beyond_gradient_bytes"] or 0) / _MEBIBYTE for row in rows], "{:,.3g}"),
+    for axis, values in (
+        (time, [row["median_seconds"] * 1e3 for row in rows]),
+        (memory, [(row["beyond_gradient_bytes"] or 0) / _MEBIBYTE for row in rows]),
     ):
         drawn = axis.barh(places, values, height=0.72, color=colours)
-        axis.bar_label(drawn, [pattern.format(value) for value in values], padding=3, fontsize=8)
+        labels_of_bars = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        axis.bar_label(drawn, labels_of_bars, padding=3, fontsize=8)
         axis.margins(x=0.2)
         axis.tick_params(axis="y", length=0)
     time.set_yticks(places, labels, fontsize=8)
@@ -42,7 +43,7 @@ def bars(path: str) -> Figure:
         time.text(0, where, title, fontsize=8.5, fontweight="bold", va="center", clip_on=False)
     time.invert_yaxis()
     time.set(xlabel="median time, ms")
-    memory.set(xlabel="memory beyond inputs and gradient, MiB")
+    memory.set(xlabel="memory, MiB")
     return figure
 
 

@@ -28,6 +28,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "benchmark_results",
     "drawn_figures",
+    "gallery_figures",
     "interface",
     "local_inventories",
     "local_mathjax",
@@ -134,6 +135,7 @@ html_theme = "furo"
 html_title = f"mlot {release}"
 html_static_path = ["_static"]
 html_css_files = ["mlot.css"]
+html_domain_indices = False
 html_show_sourcelink = False
 html_copy_source = False
 html_last_updated_fmt = None

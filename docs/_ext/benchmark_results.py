@@ -38,7 +38,7 @@ def page(results: Path = RESULTS) -> str:
 def section(path: Path, results: Path) -> Iterator[str]:
     """Parts of one report.
 
-    One that has figures: its title, the figure, how it was measured, what is to know, and its tables folded away.
+    One that has figures: title, figure, how it was measured, what is to know, and the tables folded away.
     Any other: its text, one level lower.
     """
     folder = path.parent.relative_to(results).as_posix()

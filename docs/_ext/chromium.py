@@ -1,4 +1,4 @@
-"""Chromium without a window, spoken to by its DevTools protocol over two pipes. Nothing has to be installed."""
+"""Chromium without a window, spoken to by its DevTools protocol over two pipes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from sphinx.application import Sphinx
 
 INK, DARK_INK = "#1f2328", "#d4d7dc"
 _SHORTEST_TEXT = 40
@@ -107,3 +109,19 @@ def _lines(light: Path, dark: Path, text: str, root: Path) -> Iterator[str]:
         yield f"   :alt: {text}"
         yield f"   :class: {kind} figure"
         yield ""
+
+
+_THUMBNAIL = re.compile(
+    r"(    :alt:)(\n\n  :doc:`.+?`\n\n.. raw:: html\n\n      <div class=\"sphx-glr-thumbnail-title\">)(.+?)<"
+)
+
+
+def _say_what_thumbnails_show(app: Sphinx, page: str, source: list[str]) -> None:
+    if page == "examples/index":
+        source[0] = _THUMBNAIL.sub(r"\1 First figure of the example: \3\2\3<", source[0])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.connect("source-read", _say_what_thumbnails_show)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -141,7 +141,7 @@ def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _own(cls: type, parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    """Parameters of a dataclass; those of a base outside of this library stand together as ``**inherited``."""
+    """Parameters of a dataclass; those of a base outside of the library stand together as ``**inherited``."""
     foreign = {
         field.name
         for base in cls.__mro__[1:]

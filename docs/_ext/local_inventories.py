@@ -1,9 +1,9 @@
 """Cross-references to other projects without a network.
 
-Each file of ``_inventories`` lists the objects of one project that these pages refer to, one a line: name, type,
-where the project's pages describe it, and any shorter names that signatures have for it. From these lists,
-inventories in the format of intersphinx are written at build time. A build says which objects are listed and never
-referred to.
+Each file of ``_inventories`` lists the objects of one project that these pages refer to, one a line: name,
+type, where the project's pages describe it, and any shorter names that signatures have for it. From these
+lists, inventories in the format of intersphinx are written at build time. A build says which objects are
+listed and never referred to.
 """
 
 from __future__ import annotations
