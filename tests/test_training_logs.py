@@ -162,6 +162,17 @@ def test_epochs_can_be_what_is_logged(tmp_path):
     assert all("paired_share" in entry and "had" in entry for entry in logs)
 
 
+def test_what_report_to_names_gets_them(tmp_path, monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "listening", Listen)
+    trainer = make_trainer(tmp_path, report_to="listening")
+    trainer.train()
+    heard = next(cb for cb in trainer.callback_handler.callbacks if isinstance(cb, Listen)).heard
+    names = integration_utils.rewrite_logs(heard[0][1])
+    assert {f"train/{name}" for name in (*TERMS, *DIAGNOSTICS)} < set(names)
+
+
 def test_tensorboard_gets_them(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     make_trainer(tmp_path, report_to="tensorboard").train()

@@ -216,7 +216,7 @@ class DistillationCollator:
         Args:
             name: of the data set, for messages.
             dataset: one with a length, or a mapping of such; others, and those tokenised already, are given
-                back as they are.
+                back as they are. A ``datasets.Dataset`` stays one; of others a `PreparedDataset` is made.
             tell: whether to log what was cut, if something was; an error tells in any case.
 
         Raises:
@@ -241,10 +241,13 @@ class DistillationCollator:
             _logger.warning("%s: %s", name, total)
         if not made:
             raise ValueError(f"{name}: expected examples with something to learn, found none: {total}")
-        return PreparedDataset(made)
+        keep_kind = getattr(type(dataset), "from_list", None)
+        return PreparedDataset(made) if keep_kind is None else keep_kind(made)
 
     def teacher_examples(self, dataset: Any) -> Iterator[tuple[list[int], list[bool]]]:
-        """Yield what a teacher has to read for a data set, to save it.
+        """Yield what a teacher has to read for a data set, for `mlot.saved.save_teacher`.
+
+        Examples of which nothing is left to learn are left out.
 
         Args:
             dataset: of examples, tokenised or not.
@@ -254,7 +257,9 @@ class DistillationCollator:
         """
         for n in range(len(dataset)):
             row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
-            yield list(row["teacher_input_ids"]), _counted(row["teacher_labels"])
+            mask = _counted(row["teacher_labels"])
+            if any(mask):
+                yield list(row["teacher_input_ids"]), mask
 
     def teacher_keys(self, dataset: Any) -> list[str]:
         """Keys of the examples of a data set, tokenised or not, as `mlot.saved.example_key` makes them."""

@@ -38,7 +38,8 @@ class MultiLevelOTMixin(_Base):
 
         class MyTrainer(MultiLevelOTMixin, TheirTrainer): ...
 
-    It replaces ``compute_loss`` and ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``,
+    TRL's ``SFTTrainer`` with its ``SFTConfig`` is one that this works with. It replaces ``compute_loss`` and
+    ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``,
     ``prediction_step`` and checkpoints; see `MultiLevelOTTrainer` for what they do.
     """
 
