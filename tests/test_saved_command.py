@@ -231,5 +231,5 @@ def test_as_a_process(model: Path, text: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "00000.safetensors  as written\n1 files, 0 damaged\n"
+        assert done.stdout == "00000.safetensors  as written\n1 file, 0 damaged\n"
         assert not done.stderr

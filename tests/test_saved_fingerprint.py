@@ -174,4 +174,13 @@ def test_models(tmp_path: Path) -> None:
         with torch.no_grad():
             other.state_dict()[name].view(-1)[0] += 1e-3
         found.add(model_fingerprint(other))
-    assert len(found) == 5
+    same = llama()
+    same.config.pad_token_id, same.config.use_cache = 3, False
+    assert model_fingerprint(same) == want
+    for name, value in (("rms_norm_eps", 1e-3), ("rope_theta", 77.0)):
+        other = llama()
+        setattr(other.config, name, value)
+        found.add(model_fingerprint(other))
+    assert len(found) == 7
+    with pytest.raises(TypeError, match="^model: expected a torch module, got function"):
+        model_fingerprint(llama)

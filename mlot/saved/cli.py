@@ -97,7 +97,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     for name, problem in found.items():
         console.print(f"{name}  {'as written' if problem is None else problem}")
     damaged = sum(problem is not None for problem in found.values())
-    console.print(f"{len(found)} files, {damaged} damaged")
+    console.print(f"{len(found)} {'file' if len(found) == 1 else 'files'}, {damaged} damaged")
     return 1 if damaged else 0
 
 
