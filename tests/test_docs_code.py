@@ -17,6 +17,8 @@ from types import ModuleType
 
 import pytest
 
+from mlot.backends import registry
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(
     r"(?:^% needs: (?P<needs>[^\n]+)\n\n?)?^```(?:\{code-block\} )?(?P<language>python|pycon)\n(?P<code>.*?)^```$",
@@ -122,6 +124,8 @@ def pages() -> Iterator[Path]:
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for known in ("_specs", "_loaded"):  # a page registers backends of its own
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
     run(page, blocks((DOCS / page).read_text()))
 
 
