@@ -165,7 +165,7 @@ def test_only_what_is_asked_for_is_mapped(tmp_path: Path) -> None:
     assert sorted(saved._open) == [2]
 
 
-def test_reading_needs_no_torch(tmp_path: Path) -> None:
+def test_reading_needs_numpy_alone(tmp_path: Path) -> None:
     saved = save(cases(4), tmp_path / "t")
     code = (
         "import sys\n"
@@ -174,7 +174,7 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
         "saved = SavedTeacher(sys.argv[1])\n"
         "print(saved.batch([0, 1]), len(saved.keys), saved.storage_error.positions > 0)\n"
         "saved.verify()\n"
-        "loaded = {'torch', 'transformers', 'tokenizers', 'rich', 'filelock'} & set(sys.modules)\n"
+        "loaded = {'torch', 'transformers', 'tokenizers', 'safetensors', 'rich', 'filelock'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(saved.folder)], capture_output=True)

@@ -149,6 +149,23 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
             SavedTeacher(folder)
 
 
+@pytest.mark.parametrize("missing", ["safetensors", "filelock"])
+def test_without_what_writing_needs(missing: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "from mlot.saved import Manifest, TeacherWriter\n"
+        "try: TeacherWriter(sys.argv[2], Manifest('a', 'b', 'c', vocab_size=9, k=3))\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, missing, str(tmp_path / "t")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("folder: ")
+    assert f'{missing}, which is not installed; pip install "mlot[io]"' in done.stdout
+    assert not (tmp_path / "t").exists()
+
+
 def test_two_writers(tmp_path: Path) -> None:
     with TeacherWriter(tmp_path / "t", manifest()):
         with pytest.raises(FolderLockedError, match="^folder: another writer has .* open"):

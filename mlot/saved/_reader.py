@@ -21,7 +21,7 @@ from mlot.traces import Traces
 
 
 class SavedTeacher:
-    r"""Traces of a whole data set, read from disk as they are asked for.
+    r"""Traces of a whole data set, read from disk as they are asked for, by NumPy alone.
 
     What a loss computes from them equals, to the last bit, what it computes from `mlot.select` of the
     teacher's logits with ``log_probs`` cast to the stored type (and ``log_normalizers`` to float32, unless

@@ -67,6 +67,7 @@ class TeacherWriter:
             raise TypeError(f"manifest: expected a Manifest, got {type(manifest).__name__}")
         _checks.count("examples_per_shard", examples_per_shard)
         safetensors_numpy("folder")
+        _filelock()
         self.folder, self.manifest = Path(folder).absolute(), manifest
         self._capacity = examples_per_shard
         self._gathered: list[Example] = []
@@ -196,17 +197,22 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _locked(folder: Path) -> Any:
-    """Take the lock of a folder, which ends with the process that holds it."""
+def _filelock() -> Any:
     try:
-        from filelock import FileLock, Timeout
+        import filelock
     except ImportError as error:
         raise ImportError(
             'folder: writing needs filelock, which is not installed; pip install "mlot[io]"'
         ) from error
-    lock = FileLock(folder / LOCK)
+    return filelock
+
+
+def _locked(folder: Path) -> Any:
+    """Take the lock of a folder, which ends with the process that holds it."""
+    locks = _filelock()
+    lock = locks.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout as error:
+    except locks.Timeout as error:
         raise FolderLockedError(f"folder: another writer has {str(folder)!r} open") from error
     return lock
