@@ -189,9 +189,7 @@ def test_no_tokenizer_sees_held_out_text(text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(preparing, "train_bpe", watched(train_bpe))
     monkeypatch.setattr(preparing, "train_unigram", watched(train_unigram))
-    monkeypatch.setattr(
-        preparing, "_together", lambda *_: (_ for _ in ()).throw(DistillError("stop here"))
-    )
+    monkeypatch.setattr(preparing, "_together", lambda *_: (_ for _ in ()).throw(DistillError("stop here")))
     assert main([*MADE, *SHORT, "--text", str(text), "--output", str(tmp_path / "out")]) == 2
     corpus = split_corpus(read_documents(text), Options.held_out, 0)
     assert seen == [list(corpus.train)] * 2

@@ -74,6 +74,28 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resu
         )
 
 
+def check_saving(folder: Path, output: Path) -> None:
+    """Refuse to save a teacher into the output folder, or into one that holds something else.
+
+    Args:
+        folder: where the teacher shall be saved; an earlier one there is compared when this one is known.
+        output: folder of the results.
+
+    Raises:
+        DistillError: it must not be used.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DistillError(f"--save-teacher: expected a folder, but {str(folder)!r} is a file")
+    if folder.resolve() == output.resolve():
+        raise DistillError(f"--save-teacher: expected another folder than --output, got {str(folder)!r}")
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "manifest.json" not in present and any(not name.startswith(".") for name in present):
+        raise DistillError(
+            "--save-teacher: expected a folder that is new, empty or of a saved teacher, "
+            f"but {str(folder)!r} holds something else"
+        )
+
+
 def is_stopped_run(folder: Path) -> bool:
     """Whether a folder holds a run that got somewhere and was stopped."""
     if not _is_unfinished(folder):

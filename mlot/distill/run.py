@@ -20,7 +20,7 @@ from mlot.distill import report as reports
 from mlot.distill.errors import DistillError
 from mlot.distill.hardware import device, environment
 from mlot.distill.options import Options
-from mlot.distill.output import PAGE, check_output, staging
+from mlot.distill.output import PAGE, check_output, check_saving, staging
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter
 from mlot.distill.pieces import Examples
@@ -49,6 +49,8 @@ def run(options: Options, console: Console, messages: Console) -> reports.RunRep
     paths = (options.text, options.teacher, options.student, options.save_teacher, options.saved_teacher)
     sources = [Path(path) for path in paths if path is not None]
     check_output(output, overwrite=options.overwrite, sources=sources, resume=options.resume)
+    if options.save_teacher is not None:
+        check_saving(Path(options.save_teacher), output)
     threads = torch.get_num_threads()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -212,7 +214,7 @@ class _Run:
         arguments.save_strategy = SaveStrategy.STEPS
         every = self.options.checkpoint_every
         arguments.save_steps = arguments.logging_steps if every is None else every
-        resumed = stage.checkpoint
+        resumed = stage.checkpoint()
         if resumed is not None:
             arguments.eval_on_start = False  # it was evaluated when it started
         return resumed

@@ -32,10 +32,10 @@ class Stage:
         self.folder = folder
         self._clock = clock
 
-    @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint that is whole."""
+        """The last checkpoint that is whole; one that is not goes."""
         name = _read(self.folder / _LATEST).get("checkpoint")
+        self._drop_checkpoints(but=name)
         return None if name is None else self.folder / name
 
     @property
@@ -58,8 +58,11 @@ class Stage:
         _write(
             self.folder / _LATEST, {"checkpoint": name, "seconds": seconds, "elapsed": self._clock.elapsed()}
         )
+        self._drop_checkpoints(but=name)
+
+    def _drop_checkpoints(self, but: str | None = None) -> None:
         for path in self.folder.glob("checkpoint-*"):
-            if path.name != name:
+            if path.name != but:
                 shutil.rmtree(path)
 
     def finish(self, model: PreTrainedModel, history: Sequence[Mapping[str, Any]], seconds: float) -> None:
@@ -69,8 +72,7 @@ class Stage:
         model.save_pretrained(self.folder / _MODEL)
         elapsed = self._clock.elapsed()
         _write(self.folder / _DONE, {"history": list(history), "seconds": seconds, "elapsed": elapsed})
-        for path in self.folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
+        self._drop_checkpoints()
 
     def load(self) -> PreTrainedModel:
         """The trained model."""
