@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,14 @@ _FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+
+#: Chromium's DevTools read from descriptor 3 and write to 4.
+_STARTER = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class ChromiumError(RuntimeError):
@@ -154,6 +164,13 @@ class Browser:
         return self
 
 
+def _above_standard(descriptor: int) -> int:
+    """Move a descriptor out of the way of 3 and 4."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
+    os.close(descriptor)
+    return moved
+
+
 @contextmanager
 def running(executable: str, *, only: str = "127.0.0.1") -> Iterator[Browser]:
     """Start Chromium so that it finds no host but one, and end it afterwards.
@@ -170,18 +187,17 @@ def running(executable: str, *, only: str = "127.0.0.1") -> Iterator[Browser]:
         from_read, from_write = os.pipe()
         hosts = f"--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE {only}"
         command = [executable, *_FLAGS, hosts, f"--user-data-dir={profile}", "about:blank"]
-        # DevTools reads from descriptor 3 and writes to 4.
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "sh", *command]
+        its_ends = [_above_standard(end) for end in (to_read, from_write)]
         process = subprocess.Popen(
-            shell,
-            pass_fds=(to_read, from_write),
+            [sys.executable, "-IS", "-c", _STARTER, *map(str, its_ends), *command],
+            pass_fds=its_ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(to_read)
-        os.close(from_write)
+        for end in its_ends:
+            os.close(end)
         try:
             yield Browser(process, to_write, from_read)
         finally:
