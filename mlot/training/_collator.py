@@ -17,7 +17,7 @@ from mlot.training._batch import KEYS
 from mlot.training._examples import Pair, PreparedDataset, Truncation
 from mlot.training._heads import language_model, text_config
 from mlot.training._render import render
-from mlot.training._teacher import characters_of
+from mlot.training._teacher import characters_of, given_teachers
 from mlot.training._tokens import tokenize
 
 _logger = logging.getLogger("mlot.training")
@@ -279,15 +279,17 @@ class DistillationCollator:
         """
         if teacher is not None and args.pairs == "boundary" and self.pairs != "boundary":
             raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
-        if teacher is not None and self.keys == isinstance(teacher, nn.Module):
+        sources = [each.source for each in given_teachers(teacher)]
+        if any(self.keys == isinstance(source, nn.Module) for source in sources):
             wanted = (
                 "keys=False for a teacher that is a model" if self.keys else "keys=True for a saved teacher"
             )
             raise ValueError(f"data_collator: expected {wanted}, got keys={self.keys}")
-        found = zip(_SIDES, (model, teacher), self.tokenizers, ("", "teacher_"), strict=True)
-        for name, one, tokenizer, prefix in found:
+        for n, one in enumerate([model, *sources]):
             if isinstance(one, nn.Module):
-                self._check_model(name, language_model(one), tokenizer, prefix)
+                side = min(n, 1)
+                prefix = ("", "teacher_")[side]
+                self._check_model(_SIDES[side], language_model(one), self.tokenizers[side], prefix)
 
     def _check_model(self, name: str, model: Any, tokenizer: Any, prefix: str) -> None:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None

@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mlot import LinearHead, MultiLevelOTConfig, Traces, mask_from_labels, select
+from mlot import LinearHead, MultiLevelOTConfig, Teacher, Traces, mask_from_labels, select
+from mlot.nn import MultiLevelOTLoss
+from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
 from mlot.training._heads import HeadShape, head_shape, hidden_states
 
+#: What a teacher predicted, and the labels that say what of it counts (``None`` for traces): of several
+#: teachers, a list of each.
+Predicted: TypeAlias = tuple[Any, Any]
 
-class Teacher(Protocol):
-    """Gives predictions for a batch."""
 
-    def __call__(
-        self, batch: Batch, device: torch.device
-    ) -> tuple[Tensor | LinearHead | Traces, Tensor | None]:
-        """Predictions on a device, and the labels that say which of them count (``None`` for traces)."""
-        ...
+class Predictor(Protocol):
+    """Gives a teacher's predictions for a batch, on a device."""
+
+    def __call__(self, batch: Batch, device: torch.device) -> Predicted: ...
+
+
+def given_teachers(teacher: Any) -> list[Teacher]:
+    """Teachers, each with its weight, whether one or several were given."""
+    if teacher is None:
+        return []
+    return list(teacher) if isinstance(teacher, Sequence) else [Teacher(teacher)]
+
+
+def make_predictor(
+    teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Module
+) -> Predictor | None:
+    """Place what was given as a teacher, and make of it what predicts; ``None`` of ``None``."""
+    if teacher is None:
+        return None
+    # Other losses may need more of a teacher than its heaviest columns.
+    ours = criterion.config if type(criterion) is MultiLevelOTLoss else None
+    given = given_teachers(teacher)
+    made = [_predictor(each.source, args, ours and (each.config or ours)) for each in given]
+    return SeveralTeachers(given, made) if isinstance(teacher, Sequence) else made[0]
+
+
+def _predictor(
+    source: Any, args: MultiLevelOTTrainingArguments, config: MultiLevelOTConfig | None
+) -> Predictor:
+    if not isinstance(source, nn.Module):
+        return SavedModel(source)
+    placed = getattr(source, "hf_device_map", None) is not None
+    device = torch.device(args.device if args.teacher_device is None else args.teacher_device)
+    dtype = args.teacher_dtype
+    return ModelTeacher(
+        source,
+        device=None if placed else device,
+        dtype=None if dtype is None else getattr(torch, dtype.removeprefix("torch.")),
+        linear_head=args.use_teacher_linear_head,
+        config=config,
+    )
 
 
 class ModelTeacher:
@@ -100,6 +141,28 @@ class SavedModel:
             raise ValueError("inputs: expected teacher_keys among them, for a saved teacher")
         traces: Traces = self.saved.batch(keys_of(batch.teacher_keys), backend="torch", device=str(device))
         return traces, None
+
+
+class SeveralTeachers:
+    """Teachers that read the same tokens, each with its weight.
+
+    Args:
+        given: the teachers, whose sources are models or saved.
+        predictors: one for each.
+    """
+
+    def __init__(self, given: list[Teacher], predictors: list[Predictor]) -> None:
+        self._given = given
+        self._predictors = predictors
+
+    def __call__(self, batch: Batch, device: torch.device) -> tuple[list[Teacher], list[Tensor | None]]:
+        """Ask them one after the other."""
+        teachers, labels = [], []
+        for given, predict in zip(self._given, self._predictors, strict=True):
+            source, counted = predict(batch, device)
+            teachers.append(replace(given, source=source))
+            labels.append(counted)
+        return teachers, labels
 
 
 def keys_of(characters: Tensor) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from mlot import LinearHead, MultiLevelOTResult, Traces
+from mlot import LinearHead, MultiLevelOTResult, MultiTeacherResult
 from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
 from mlot.training._arguments import MultiLevelOTTrainingArguments
@@ -17,7 +18,7 @@ from mlot.training._batch import Batch
 from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
 from mlot.training._heads import HeadShape, head_shape, through_head
-from mlot.training._teacher import ModelTeacher, SavedModel, Teacher
+from mlot.training._teacher import Predicted, make_predictor
 from mlot.training._terms import DIAGNOSTICS, RunningTerms
 
 if TYPE_CHECKING:  # the mixin is used with Trainers alone, whose attributes type checkers are to know
@@ -39,8 +40,8 @@ class MultiLevelOTMixin(_Base):
         class MyTrainer(MultiLevelOTMixin, TheirTrainer): ...
 
     TRL's ``SFTTrainer`` with its ``SFTConfig`` is one that this works with. It replaces ``compute_loss`` and
-    ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``,
-    ``prediction_step`` and checkpoints; see `MultiLevelOTTrainer` for what they do.
+    ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``, ``prediction_step`` and checkpoints; see
+    `MultiLevelOTTrainer` for what they do.
     """
 
     args: MultiLevelOTTrainingArguments
@@ -74,8 +75,7 @@ class MultiLevelOTMixin(_Base):
                 tell = args.should_log
                 train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)
                 eval_dataset = data_collator.prepare_all("eval_dataset", eval_dataset, tell=tell)
-            if hasattr(teacher, "manifest"):
-                _validate.saved_examples(teacher, data_collator, train_dataset)
+            _validate.saved_examples(teacher, data_collator, train_dataset)
         super().__init__(
             model,
             args,
@@ -89,7 +89,7 @@ class MultiLevelOTMixin(_Base):
         self.model_accepts_loss_kwargs = True
         self.criterion = MultiLevelOTLoss(args.ot_config(), args.alpha) if criterion is None else criterion
         self.teacher = teacher
-        self._predictions_of = _teacher(teacher, args, self.criterion)
+        self._predictions_of = make_predictor(teacher, args, self.criterion)
         self._head: HeadShape | None = None
         if args.use_linear_head:
             self._head = head_shape(cast(nn.Module, self.model), "student")
@@ -163,7 +163,7 @@ class MultiLevelOTMixin(_Base):
         loss = loss * scale
         return (loss, outputs) if return_outputs else loss
 
-    def _predicted_by_teacher(self, batch: Batch) -> tuple[Any, Tensor | None] | None:
+    def _predicted_by_teacher(self, batch: Batch) -> Predicted | None:
         if self._predictions_of is None or not getattr(self.criterion, "alpha", True):
             return None
         return self._predictions_of(batch, batch.labels.device)
@@ -171,7 +171,7 @@ class MultiLevelOTMixin(_Base):
     def _terms_of(
         self,
         student: Tensor | LinearHead,
-        predicted: tuple[Tensor | LinearHead | Traces, Tensor | None] | None,
+        predicted: Predicted | None,
         batch: Batch,
         items: Tensor | int,
     ) -> DistillationTerms:
@@ -183,7 +183,10 @@ class MultiLevelOTMixin(_Base):
             pairs = None
         elif pairs is None:
             raise ValueError("pairs: expected 'index' for batches without pairs, got 'boundary'")
-        given = (student, predicted[0], batch.labels, predicted[1], items)
+        teacher = predicted[0]
+        if isinstance(teacher, list):
+            teacher, pairs = [replace(each, pairs=pairs) for each in teacher], None
+        given = (student, teacher, batch.labels, predicted[1], items)
         if hasattr(self.criterion, "terms"):
             terms: DistillationTerms = self.criterion.terms(*given, pairs=pairs)
             return terms
@@ -219,10 +222,12 @@ class MultiLevelOTMixin(_Base):
 
     def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
         found = {"ce": terms.cross_entropy}
-        if isinstance(terms.ot, MultiLevelOTResult):
-            found |= {"had": terms.ot.had, "sl": terms.ot.sl, "sd": terms.ot.sd}
-            if self.args.log_diagnostics_every:
-                self._running.keep(terms.ot, batch.targets)
+        transports = _transports(terms)
+        for name in ("had", "sl", "sd") if transports else ():
+            found[name] = sum(weight * getattr(result, name) for weight, result in transports)
+        if transports:
+            for _, result in transports if self.args.log_diagnostics_every else ():
+                self._running.keep(result, batch.targets)
         elif terms.loss is not terms.cross_entropy:
             found["distillation"] = terms.distillation
         self._running.add(**{name: value.detach() * scale for name, value in found.items()})
@@ -320,11 +325,12 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
     is cut into micro-batches and spread over processes. HAD and SL sum over pairs, of which there are no more
     than tokens; ``paired_share`` in the logs says how many of each.
 
-    Its logs hold, beside the ``loss``, ``ce`` and the unweighted ``had``, ``sl`` and ``sd``, means over the
-    steps since the last log; and of the last step, means over its sequences: ``teacher_kept_mass``,
-    ``student_kept_mass``, ``matching_gap`` and ``marginal_error`` as `mlot.Diagnostics` has them, and
-    ``paired_share``. An evaluation asks the student alone and reports ``eval_loss`` and ``eval_ce``, the mean
-    cross-entropy of all labels, and ``eval_bits_per_byte``, which compares between tokenizers.
+    Its logs hold, beside the ``loss``, ``ce`` and the unweighted ``had``, ``sl`` and ``sd`` (of several
+    teachers, the sums by the teachers' weights), means over the steps since the last log; and of the last
+    step, means over its sequences: ``teacher_kept_mass``, ``student_kept_mass``, ``matching_gap`` and
+    ``marginal_error`` as `mlot.Diagnostics` has them, and ``paired_share``. An evaluation asks the student
+    alone and reports ``eval_loss`` and ``eval_ce``, the mean cross-entropy of all labels, and
+    ``eval_bits_per_byte``, which compares between tokenizers.
 
     Sequences are not packed: an example is a sequence of its own.
 
@@ -333,8 +339,9 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
         args: settings.
         rest: what ``transformers.Trainer`` takes third and later.
         teacher: a causal language model, which is put in evaluation mode, moved as ``args`` say and else left
-            as it is; or a `mlot.saved.SavedTeacher`, and then no model of the teacher is needed. ``None``
-            with ``alpha=0``: cross-entropy alone.
+            as it is; or a `mlot.saved.SavedTeacher`, and then no model of the teacher is needed; or a
+            sequence of `mlot.Teacher` with such sources and their weights, all of which read the tokens of
+            the collator's one teacher tokenizer. ``None`` with ``alpha=0``: cross-entropy alone.
         criterion: a loss to use in place of `mlot.nn.MultiLevelOTLoss` with the settings in ``args``, called
             as that one; its ``terms`` are logged where it has them.
         callbacks: as ``transformers.Trainer`` takes them.
@@ -349,19 +356,10 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
     """
 
 
-def _teacher(teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Module) -> Teacher | None:
-    if teacher is None:
-        return None
-    if not isinstance(teacher, nn.Module):
-        return SavedModel(teacher)
-    placed = getattr(teacher, "hf_device_map", None) is not None
-    device = torch.device(args.device if args.teacher_device is None else args.teacher_device)
-    return ModelTeacher(
-        teacher,
-        device=None if placed else device,
-        dtype=None
-        if args.teacher_dtype is None
-        else getattr(torch, args.teacher_dtype.removeprefix("torch.")),
-        linear_head=args.use_teacher_linear_head,
-        config=criterion.config if type(criterion) is MultiLevelOTLoss else None,
-    )
+def _transports(terms: DistillationTerms) -> list[tuple[float, MultiLevelOTResult]]:
+    """The transport from each teacher, and its weight; none where the loss is another."""
+    if isinstance(terms.ot, MultiLevelOTResult):
+        return [(1.0, terms.ot)]
+    if isinstance(terms.ot, MultiTeacherResult):
+        return list(zip(terms.ot.weights, terms.ot.results, strict=True))
+    return []

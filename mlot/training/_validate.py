@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from mlot import MultiLevelOTConfig, Teacher
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._heads import language_model, output_embedding
+from mlot.training._teacher import given_teachers
 
 
 def arguments(args: Any) -> MultiLevelOTTrainingArguments:
@@ -41,16 +43,33 @@ def teacher(value: Any, model: Any, args: MultiLevelOTTrainingArguments, criteri
             raise ValueError(f"teacher: expected a teacher, or alpha=0, got None with alpha={args.alpha}")
         if criterion is not None:
             raise ValueError("criterion: expected None without a teacher, got a loss")
-    elif isinstance(value, nn.Module):
+        return
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    if several and not value:
+        raise ValueError("teacher: expected at least one, got an empty sequence")
+    for n, each in enumerate(value if several else [value]):
+        name = f"teacher[{n}]" if several else "teacher"
+        if several and not isinstance(each, Teacher):
+            raise TypeError(f"{name}: expected a mlot.Teacher, got {type(each).__name__}")
+        if several and (each.mask is not None or each.pairs is not None):
+            raise ValueError(f"{name}: expected a mlot.Teacher without mask and pairs, which batches bring")
+        source, config = (each.source, each.config) if several else (each, None)
+        _teacher(name, source, model, args.ot_config() if config is None else config)
+
+
+def _teacher(name: str, value: Any, model: Any, config: MultiLevelOTConfig) -> None:
+    if isinstance(value, nn.Module):
         if value is model:
-            raise ValueError("teacher: expected another model than the student, got the same")
-        causal("teacher", value)
+            raise ValueError(f"{name}: expected another model than the student, got the same")
+        causal(name, value)
     elif hasattr(value, "batch") and hasattr(value, "manifest"):
-        saved(value, args)
+        try:
+            value.manifest.serves(config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     else:
-        raise TypeError(
-            f"teacher: expected a model, a mlot.saved.SavedTeacher or None, got {type(value).__name__}"
-        )
+        wanted = "a model, a mlot.saved.SavedTeacher" + (" or None" if name == "teacher" else "")
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
 
 
 def causal(name: str, model: Any) -> None:
@@ -83,36 +102,35 @@ def not_empty(name: str, dataset: Any) -> None:
         raise ValueError(f"{name}: expected at least one example, got none")
 
 
-def saved(value: Any, args: MultiLevelOTTrainingArguments) -> None:
-    """Require a saved teacher from which the loss can be computed with our settings."""
-    try:
-        value.manifest.serves(args.ot_config())
-    except ValueError as error:
-        raise ValueError(f"teacher: {error}") from error
-
-
 def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
-    """Require that a saved teacher was made with the collator's tokenizer and has every example.
+    """Require that saved teachers were made with the collator's tokenizer and have every example.
 
     Args:
-        value: the saved teacher.
+        value: what was given as a teacher.
         collator: a `mlot.training.DistillationCollator`.
         dataset: training data; without a length, its examples cannot be looked for beforehand.
     """
+    kept: list[Any] = [
+        each.source for each in given_teachers(value) if not isinstance(each.source, nn.Module)
+    ]
+    if not kept:
+        return
     from mlot.saved import fingerprint
 
     found = fingerprint(collator.tokenizers[1])
-    if value.manifest.tokenizer_fingerprint != found:
-        raise ValueError(
-            "teacher: expected one saved with the tokenizer of data_collator, whose fingerprint is "
-            f"{found!r}, got one saved with {value.manifest.tokenizer_fingerprint!r}"
-        )
+    for each in kept:
+        if each.manifest.tokenizer_fingerprint != found:
+            raise ValueError(
+                "teacher: expected one saved with the tokenizer of data_collator, whose fingerprint is "
+                f"{found!r}, got one saved with {each.manifest.tokenizer_fingerprint!r}"
+            )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return
     keys = set(collator.teacher_keys(dataset))
-    missing = value.missing(keys)
-    if missing:
-        raise ValueError(
-            f"teacher: expected all {len(keys)} different examples of train_dataset, "
-            f"{len(missing)} of them were not saved"
-        )
+    for each in kept:
+        missing = each.missing(keys)
+        if missing:
+            raise ValueError(
+                f"teacher: expected all {len(keys)} different examples of train_dataset, "
+                f"{len(missing)} of them were not saved"
+            )
