@@ -32,14 +32,14 @@ class TopKLogprobs(Composite):
     :math:`r = \tau_0 / \tau`,
 
     .. math:: p^{(\tau)}_l = \frac{p_l^r}{\sum_K p^r + S}, \qquad
-              S = \sum_{\text{absent}} p^r \ \text{between}\ m\,p_K^{r-1} \ \text{and}\ A\,(m / A)^r,
+              S = \sum_{\text{absent}} p^r \ \text{between}\ m\,\min(p_K, m)^{r-1} \ \text{and}\ A\,(m / A)^r,
 
     the first of which is the least and the second the most for :math:`r < 1` (:math:`\tau > \tau_0`), and the
     reverse for :math:`r > 1`: the tail at another temperature is **not** known, and what ``tail`` supposes is
 
     - ``"zero"``: absent columns have probability 0 and the kept ones keep theirs, a sub-probability. It adds
       nothing to what is known, and errs on one side only, hence the default. At other temperatures the
-      missing mass is as concentrated as it can be, :math:`S = m\,p_K^{r-1}`.
+      missing mass is as concentrated as it can be, :math:`S = m\,\min(p_K, m)^{r-1}`.
     - ``"renormalize"``: the kept are divided by their sum; :math:`S = 0` and no mass is missing at any
       temperature.
     - ``"uniform"``: each absent column has :math:`m / A`, and :math:`S = A\,(m / A)^r`. Needs ``vocab_size``.
@@ -140,6 +140,42 @@ class TopKLogprobs(Composite):
         object.__setattr__(mapped, "ids", function(self.ids))
         object.__setattr__(mapped, "logprobs", function(self.logprobs))
         return mapped
+
+    def probability_bounds(self, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds within which the true probabilities of the listed tokens lie at a temperature.
+
+        At the temperature that they were taken at both are the probabilities themselves; at others the tail's
+        sum is known to an interval only (see above), whatever ``tail`` supposes.
+
+        Args:
+            temperature: the temperature.
+
+        Returns:
+            Lower and upper bounds, ``(B, T, K)`` each, in NumPy; 0 beside an id of -1.
+
+        Raises:
+            TypeError, ValueError: ``temperature`` is no positive number.
+
+        >>> import numpy as np, mlot
+        >>> served = mlot.TopKLogprobs(np.array([[[2, 0]]]), np.log([[[0.64, 0.16]]]), vocab_size=6)
+        >>> low, high = served.probability_bounds(2.0)
+        >>> low.round(3), high.round(3)
+        (array([[[0.382, 0.191]]]), array([[[0.471, 0.235]]]))
+        """
+        from mlot import _checks
+        from mlot._intervals import position
+
+        _checks.number("temperature", temperature)
+        xp, _ = _checks.resolve({"ids": self.ids}, None)
+        ids: NDArray[Any] = xp.to_numpy(self.ids)
+        logprobs: NDArray[Any] = xp.to_numpy(xp.stop_gradient(self.logprobs))
+        held = self.map(lambda array: ids if array is self.ids else logprobs)
+        low, high = np.zeros((2, *ids.shape))
+        here = np.greater_equal(ids, 0)
+        for n, i in np.ndindex(*ids.shape[:2]):
+            found = position(held, n, i, temperature)
+            low[n, i, here[n, i]], high[n, i, here[n, i]] = found.low, found.high
+        return low, high
 
     def _check(self, xp: Backend, name: str) -> None:
         prefix = f"{name}." if name else ""

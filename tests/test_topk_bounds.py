@@ -164,6 +164,28 @@ def test_bounds_vanish_where_every_token_is_listed(tail: str, temperature: float
     assert (found[-1].missing_mass < 1e-12).all()
 
 
+@given(cases(), st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_probabilities_at_another_temperature_are_where_they_are_said_to_be(
+    case: Case, temperature: float
+) -> None:
+    """Those of the whole distribution, and what each policy supposes."""
+    source = case.teacher
+    low, high = source.probability_bounds(temperature)
+    whole = case.logits / temperature
+    whole = np.exp(whole - np.logaddexp.reduce(whole, axis=2, keepdims=True))
+    here = source.ids >= 0
+    true = np.where(here, np.take_along_axis(whole, source.ids.clip(0), axis=2), 0.0)
+    assert (low <= true + 1e-9).all()
+    assert (true <= high + 1e-9).all()
+    if source.tail != "renormalize" and source.temperature != temperature:
+        traces = mlot.select(source, k=None, temperature=temperature)
+        supposed = np.zeros(source.shape)
+        np.put_along_axis(supposed, traces.columns[:, None, :], np.exp(traces.log_probs), axis=2)
+        supposed = np.where(here, np.take_along_axis(supposed, source.ids.clip(0), axis=2), 0.0)
+        assert (low <= supposed + 1e-9).all()
+        assert (supposed <= high + 1e-9).all()
+
+
 def test_bounds_are_near_what_can_happen() -> None:
     """At the temperature of the log-probabilities, all the missing mass on one selected column attains HAD's."""
     student = np.log(np.array([[[0.9, 0.06, 0.02, 0.02], [0.9, 0.06, 0.02, 0.02]]]))

@@ -33,7 +33,7 @@ def log_distribution(source: TopKLogprobs, n: int, i: int, temperature: float) -
         tail = np.log(absent) + ratio * np.log(missing / absent)
     elif missing > 0 and source.tail == "zero":
         least = np.exp(logs.min(initial=0.0))
-        cap = max(least, missing / absent, 1e-30)
+        cap = max(min(max(least, missing / absent), missing), 1e-30)
         tail = np.log(missing) + (ratio - 1) * np.log(cap)
     normalizer = np.logaddexp(kept, tail)
     if (ratio == 1 and source.tail != "renormalize") or np.isneginf(normalizer):

@@ -75,7 +75,7 @@ def _normalizer(
     elif source.tail == "zero":
         least = logs.masked_fill(torch.isneginf(logs) & (source.ids < 0), 0)
         cap = least.amin(-1).exp() if logs.shape[-1] else torch.ones_like(missing)
-        cap = torch.maximum(cap, missing / absent.clamp(min=1)).clamp(min=1e-30)
+        cap = torch.maximum(cap, missing / absent.clamp(min=1)).minimum(missing).clamp(min=1e-30)
         normalizer = torch.logaddexp(normalizer, missing.log() + (ratio - 1) * cap.log())
     return normalizer.masked_fill(torch.isneginf(normalizer), 0)
 

@@ -98,7 +98,8 @@ def _completed(
             share = (missing / absent) ** ratio
             total += absent * share
         elif tail == "zero" and missing > 0:
-            total += missing * max(min(entries.values()), missing / absent) ** (ratio - 1)
+            largest = min(max(min(entries.values()), missing / absent), missing)  # of the absent
+            total += missing * largest ** (ratio - 1)
         if ratio == 1 and tail != "renormalize":
             total = 1.0
         probs[b, t] = share / total
