@@ -13,7 +13,7 @@ from pathlib import Path
 Case = Callable[[int, int], None]
 
 
-def launch(script: str | Path, world: int, folder: Path, *, timeout: float = 300) -> dict[str, str]:
+def launch(script: str | Path, world: int, folder: Path, *, timeout: float = 450) -> dict[str, str]:
     """Run the cases of a script in so many processes; return what failed in each case, empty for nothing."""
     script = Path(script)
     logs = [folder / f"printed-{rank}.txt" for rank in range(world)]
@@ -70,7 +70,7 @@ def main(script: str, namespace: dict[str, Case]) -> None:
         init_method=f"file://{folder / 'meeting'}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=150),
     )
     outcomes: dict[str, str] = {}
     for name in case_names(script):

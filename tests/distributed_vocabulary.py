@@ -18,6 +18,7 @@ from torch import Tensor
 import distributed_launch
 import mlot
 import mlot.nn
+from benchmarks.memory import peak_bytes
 from mlot.backends import torch_rows
 from mlot.backends.torch_ops import cross_entropy
 from mlot.distributed import VocabShard, unsharded
@@ -553,6 +554,26 @@ def communication_does_not_grow_with_the_vocabulary(rank: int, world: int) -> No
         with counted() as sent:
             traces.log_probs.sum().backward()
         assert sent == [batch * length * width]
+
+
+def a_shard_takes_a_quarter_of_its_logits_beside_their_gradient(rank: int, world: int) -> None:
+    """No second copy of the logits, and none of the others' columns."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 96, 16000, requires_grad=True)
+    hidden, weight = torch.randn(2, 96, 16, requires_grad=True), torch.randn(16000, 16, requires_grad=True)
+    teacher = torch.randn(2, 8, 50)
+    size = logits.numel() * logits.element_size()
+    for source, leaves, own, share in (
+        (VocabShard(logits), (logits,), size, 4),
+        (VocabShard(mlot.LinearHead(hidden, weight)), (hidden, weight), 0, 2),
+    ):
+
+        def step(source: VocabShard = source, leaves: tuple[Tensor, ...] = leaves) -> object:
+            loss = mlot.multi_level_ot(source, teacher).loss
+            return torch.autograd.grad(loss, leaves)
+
+        extra = peak_bytes(step, logits.device) - own
+        assert 0 < extra <= size // share, (extra, size)
 
 
 def shapes_that_do_not_fit_are_refused_everywhere(rank: int, world: int) -> None:

@@ -102,7 +102,7 @@ def together(folder: Path, launcher: list[str]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=450,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -3,6 +3,8 @@
 import inspect
 import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -401,3 +403,22 @@ def test_the_trainers_own_loss_and_ours_take_the_same_call(trainer: Any, gold: A
             losses.append(trainer.compute_loss(trainer.model, batch))
     assert all(loss.shape == () and torch.isfinite(loss) and loss.requires_grad for loss in losses)
     assert not torch.equal(*losses)
+
+
+def test_gold_trains_on_what_the_student_writes(trainer: Any) -> None:
+    """On-policy: GOLD counts the bytes of sampled tokens itself, and the loss takes them as they come."""
+    trainer.uld_loss_fn = MultiLevelOTLoss.for_trainer(trainer)
+    trainer.lmbda = 1.0
+    before = len(trainer.state.log_history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+        held_out = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    losses = [entry["on_policy_loss"] for entry in trainer.state.log_history[before:] if "loss" in entry]
+    assert all(np.isfinite(loss) and loss > 0 for loss in [*losses, held_out])
+    assert trainer.uld_loss_fn.last["pairs"] > 0
+
+
+def test_the_loss_needs_no_trl() -> None:
+    code = "import sys; sys.modules['trl'] = None; import mlot.trl; mlot.trl.MultiLevelOTLoss"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from mlot.backends.torch_rows import HeadRows, Kind, RowSource
 from mlot.backends.torch_select import Settings
 from mlot.distributed._place import Place
-from mlot.distributed._selection import Rows, back, log_probability, scan, whole_precision
+from mlot.distributed._selection import RowStatistics, back, log_probability, scan, whole_precision
 
 _SETTINGS = Settings(1.0, (), False)
 
@@ -47,7 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         targets, mask, top, log_totals, *tensors = ctx.saved_tensors
-        found, place = Rows(top, log_totals, None, None), ctx.place
+        found, place = RowStatistics(top, log_totals, None, None), ctx.place
         here, index = place.locate(targets)
         bar = bar.masked_fill(~mask, 0)
         hit = torch.where(here, -bar, 0)

@@ -25,7 +25,7 @@ from mlot.distributed._place import Place
 from mlot.traces import Traces
 
 
-class Rows(NamedTuple):
+class RowStatistics(NamedTuple):
     """What rows have in common on all processes; 0 (scale: 1) where they are masked out."""
 
     top: Tensor  #: largest logit of the vocabulary, before it is standardised, ``(B, T)``
@@ -59,7 +59,7 @@ def _traces(
     place: Place,
     columns: Tensor,
     mask: Tensor,
-    found: Rows,
+    found: RowStatistics,
     settings: Settings,
     mass: Tensor | None,
 ) -> Traces:
@@ -74,7 +74,7 @@ def _traces(
 # -- what is common to all processes ---------------------------------------------------------------------
 
 
-def scan(rows: RowSource, place: Place, mask: Tensor, settings: Settings) -> Rows:
+def scan(rows: RowSource, place: Place, mask: Tensor, settings: Settings) -> RowStatistics:
     """Walk over the columns of this process, and combine what was found with the others."""
     scale, mean = _deviation(rows, place, mask) if settings.standardize else (None, None)
     top = torch.full(mask.shape, -torch.inf, dtype=rows.dtype, device=mask.device)
@@ -93,7 +93,7 @@ def scan(rows: RowSource, place: Place, mask: Tensor, settings: Settings) -> Row
     for n, temperature in enumerate((settings.temperature, *settings.extra)):
         log_totals[n] = torch.where(here, (log_totals[n] + below / temperature).exp_(), 0)
     log_totals = torch.where(mask, place.total(log_totals), 1).log_()
-    return Rows(torch.where(mask, highest, 0), log_totals, scale, mean)
+    return RowStatistics(torch.where(mask, highest, 0), log_totals, scale, mean)
 
 
 def _walk(rows: RowSource, mask: Tensor) -> Any:
@@ -122,7 +122,7 @@ def _deviation(rows: RowSource, place: Place, mask: Tensor) -> tuple[Tensor, Ten
     return torch.where(mask, scale, 1), mean
 
 
-def log_probability(logits: Tensor, where: Any, found: Rows, settings: Settings, n: int) -> Tensor:
+def log_probability(logits: Tensor, where: Any, found: RowStatistics, settings: Settings, n: int) -> Tensor:
     """Log-probabilities of some logits at the temperature of number n, a new tensor."""
     below = logits.to(found.top.dtype) - found.top[where][..., None]
     if found.scale is not None:
@@ -131,7 +131,7 @@ def log_probability(logits: Tensor, where: Any, found: Rows, settings: Settings,
     return below.sub_(found.log_totals[(n, *where)][..., None])
 
 
-def _column_mass(rows: RowSource, mask: Tensor, found: Rows, temperature: float) -> Tensor:
+def _column_mass(rows: RowSource, mask: Tensor, found: RowStatistics, temperature: float) -> Tensor:
     """Sums of the probabilities of this process's columns, ``(B, V_rank)``."""
     settings = Settings(temperature, (), found.scale is not None)
     mass = found.top.new_zeros((mask.shape[0], rows.shape[2]))
@@ -165,7 +165,7 @@ class _Take(torch.autograd.Function):
         place: Place,
         columns: Tensor,
         mask: Tensor,
-        found: Rows,
+        found: RowStatistics,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ class _Take(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
         columns, mask, top, log_totals, scale, mean, *tensors = ctx.saved_tensors
-        found, settings, place = Rows(top, log_totals, scale, mean), ctx.settings, ctx.place
+        found, settings, place = RowStatistics(top, log_totals, scale, mean), ctx.settings, ctx.place
         here, index = place.locate(columns)
         g = g.masked_fill(~mask[..., None], 0) / settings.temperature
         shares = nu.masked_fill(~mask[..., None], 0)
@@ -226,7 +226,7 @@ def back(
     mask: Tensor,
     wanted: tuple[bool, ...],
     slope: Any,
-    found: Rows,
+    found: RowStatistics,
     tensors: Any,
 ) -> list[Tensor | None]:
     """Gradients of the tensors of this process, from the slope by the (standardised) logits of each block."""
@@ -260,7 +260,7 @@ def _tensors_of(rows: RowSource) -> tuple[Tensor | None, ...]:
 
 
 def _through_scale(
-    gradient: Tensor, logits: Tensor, where: Any, found: Rows, along: Tensor, vocabulary: int
+    gradient: Tensor, logits: Tensor, where: Any, found: RowStatistics, along: Tensor, vocabulary: int
 ) -> Tensor:
     r"""Gradient of z from that of :math:`z / (\mathrm{std}(z) + \delta)`, the sum over columns given."""
     assert found.scale is not None
