@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlot
@@ -65,6 +65,7 @@ def separately(student: object, teacher: mlot.Teacher, **settings: object) -> ml
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 4),
@@ -91,6 +92,7 @@ def test_it_is_the_weighted_sum(backend: str, seed: int, count: int, masked: boo
     assert got.weights == tuple(teacher.weight for teacher in teachers)
 
 
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 4), head=st.booleans())
 def test_so_is_its_gradient(seed: int, count: int, head: bool) -> None:
     student, teachers = some_teachers(seed, count, "torch")

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import mlot
@@ -41,6 +41,7 @@ def arrays(backend: str, *values: np.ndarray | None) -> list[object]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)
 @given(
     problem=problems(), config=configs(), tail=st.sampled_from(TAILS), base=st.sampled_from([1.0, 0.5, 2.0])
 )
@@ -117,6 +118,7 @@ def test_the_module_takes_it() -> None:
 
 
 @pytest.mark.parametrize("tail", TAILS)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 12), base=st.sampled_from([1.0, 0.7]))
 def test_backends_agree(tail: str, seed: int, k: int, base: float) -> None:
     rng = np.random.default_rng(seed)
