@@ -122,9 +122,10 @@ def multi_level_ot(
     wherever the selection and the matching are locally constant.
 
     Args:
-        student: logits ``(B, T_s, V_s)``, a `LinearHead`, or `Traces` of at least ``config.pool`` columns.
-        teacher: logits ``(B, T_t, V_t)``, a `LinearHead`, `TopKLogprobs`, or `Traces` of at least
-            ``config.k`` columns.
+        student: logits ``(B, T_s, V_s)``, a `LinearHead`, a `mlot.distributed.VocabShard`, or `Traces` of at
+            least ``config.pool`` columns.
+        teacher: logits ``(B, T_t, V_t)``, a `LinearHead`, a `mlot.distributed.VocabShard`,
+            `TopKLogprobs`, or `Traces` of at least ``config.k`` columns.
         student_mask: positions whose prediction counts, ``(B, T_s)`` booleans (see `mask_from_labels`);
             ``None`` means all.
         teacher_mask: the same for the teacher, ``(B, T_t)``.

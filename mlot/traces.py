@@ -207,8 +207,8 @@ def select(
     index.
 
     Args:
-        source: dense logits ``(B, T, V)``, a `LinearHead`, `TopKLogprobs`, or traces (of which the first
-            ``k`` are kept).
+        source: dense logits ``(B, T, V)``, a `LinearHead`, a `mlot.distributed.VocabShard`, `TopKLogprobs`,
+            or traces (of which the first ``k`` are kept).
         mask: positions whose prediction counts, ``(B, T)`` booleans; ``None`` means all. Traces bring their
             own, and of `TopKLogprobs` positions without an entry do not count.
         k: columns to keep, cut to :math:`V`; ``None`` keeps all.
