@@ -14,6 +14,8 @@ import mlot.nn
 from mlot.backends import numpy_equations
 
 ROOT = Path(__file__).resolve().parent.parent
+#: How pages name a test: as code in full, or by the role that links it.
+TEST = r"`(?:tests/)?(test_\w+\.py)::(\w+)`"
 PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs").glob("[mg]*/*.md"))
 PAPER = (ROOT / "docs" / "paper.md").read_text()
 ROWS = [
@@ -21,24 +23,18 @@ ROWS = [
     for line in PAPER.splitlines()
     if re.match(r"\| \(\d+\) ", line)
 ]
-NAMED = sorted(
-    {
-        (page.name, *found)
-        for page in PAGES
-        for found in re.findall(r"`(tests/\w+\.py)::(\w+)`", page.read_text())
-    }
-)
+NAMED = sorted({(page.name, *found) for page in PAGES for found in re.findall(TEST, page.read_text())})
 
 
 @cache
 def _tests_of(path: str) -> frozenset[str]:
-    tree = ast.parse((ROOT / path).read_text())
+    tree = ast.parse((ROOT / "tests" / path).read_text())
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
 @pytest.mark.parametrize(("page", "path", "name"), NAMED)
 def test_named_tests_exist(page: str, path: str, name: str) -> None:
-    assert (ROOT / path).is_file(), f"{page} names {path}"
+    assert (ROOT / "tests" / path).is_file(), f"{page} names {path}"
     assert name in _tests_of(path), f"{page} names {path}::{name}"
     assert name.startswith("test_")
 
@@ -68,7 +64,7 @@ def test_rows_name_what_exists(row: list[str]) -> None:
             found = getattr(found, part)
     for name in re.findall(r"`(\w+)`", reference):
         assert callable(getattr(numpy_equations, name)), f"{number}: {name}"
-    assert re.findall(r"`tests/\w+\.py::\w+`", held), f"{number} is held by no test"
+    assert re.findall(TEST, held), f"{number} is held by no test"
 
 
 def test_settings_that_are_named_are_those_of_the_configuration() -> None:
