@@ -62,7 +62,8 @@ def render(report: RunReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(view(report))
+    # Once and for all: texts, tokens and names get into a page in many places.
+    return legible(environment.get_template("report.html.jinja").render(view(report)))
 
 
 def view(report: RunReport) -> dict[str, Any]:
@@ -70,10 +71,10 @@ def view(report: RunReport) -> dict[str, Any]:
     return {
         "verdict": verdict(report),
         "facts": _facts(report),
-        "notices": [legible(notice) for notice in [*report.notices, *report.alignment.warnings]],
+        "notices": [*report.notices, *report.alignment.warnings],
         "rows": [_row(model, report) for model in report.models],
         "twins": report.model(CE) is not None,
-        "text": report.text | {"source": legible(report.text["source"])},
+        "text": report.text,
         "length": report.settings["length"],
         "charts": _charts(report),
         "terms": _terms(report),
@@ -87,19 +88,16 @@ def view(report: RunReport) -> dict[str, Any]:
         "samples": _samples(report.models),
         "diagnostics": _diagnostics(report),
         "settings": [
-            (f"--{name.replace('_', '-')}", legible(_plain(value))) for name, value in report.settings.items()
+            (f"--{name.replace('_', '-')}", _plain(value)) for name, value in report.settings.items()
         ],
-        "environment": [(name, legible(value)) for name, value in report.environment.items()],
+        "environment": list(report.environment.items()),
     }
 
 
 def legible(text: str) -> str:
     """Text in which nothing is invisible, rings a bell, or changes how what follows is read."""
     return "".join(
-        f"\\u{{{ord(c):x}}}"
-        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") and c not in "\n\t"
-        else c
-        for c in text
+        f"\\u{{{ord(c):x}}}" if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in text
     )
 
 
@@ -112,7 +110,7 @@ def _plain(value: Any) -> str:
 def _facts(report: RunReport) -> list[tuple[str, str]]:
     minutes, seconds = divmod(round(report.seconds), 60)
     return [
-        ("text", legible(report.text["source"])),
+        ("text", report.text["source"]),
         ("steps of each student" if report.model(CE) else "steps", f"{report.distilled.steps:,}"),
         ("whole run", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"),
         ("device", report.environment.get("device", "-")),
@@ -157,7 +155,7 @@ def _terms(report: RunReport) -> list[Chart]:
     order = [*(name for name in _TERMS if name in logged), *(name for name in logged if name not in _TERMS)]
     found = (
         chart(
-            _TERMS.get(name, legible(name)),
+            _TERMS.get(name, name),
             [Series(LABELS[m.name], _STYLES[m.name], m.logged[name]) for m in students if name in m.logged],
         )
         for name in order
@@ -208,10 +206,9 @@ def _samples(models: Sequence[ModelReport]) -> list[dict[str, Any]]:
     count = min((len(model.samples) for model in speaking), default=0)
     return [
         {
-            "prompt": legible(speaking[0].samples[number][0]),
+            "prompt": speaking[0].samples[number][0],
             "texts": [
-                (LABELS[model.name], _STYLES[model.name], legible(model.samples[number][1]))
-                for model in speaking
+                (LABELS[model.name], _STYLES[model.name], model.samples[number][1]) for model in speaking
             ],
         }
         for number in range(count)

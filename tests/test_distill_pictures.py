@@ -1,0 +1,180 @@
+"""The pictures of the page show what the loss computed: against the reference backend, on whole predictions."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from transformers import set_seed
+
+import mlot
+from mlot.distill import Examples, Piece, Record, make_pieces
+from mlot.distill.models import make_llama
+from mlot.distill.party import Party
+from mlot.distill.pictures import Painter, spell
+from mlot.distill.vocabularies import train_bpe, train_unigram
+
+TEXTS = [
+    "Return the sum of a sequence, however long it is. ☃",
+    "Räume — naïve café\n\tdone 🤖",
+    "one two three four five six seven eight nine ten eleven twelve " * 4,
+]
+LENGTH, K = 96, 9
+
+
+@pytest.fixture(scope="module")
+def parties():
+    """An untrained student and an untrained teacher."""
+    tokenizers = train_unigram(TEXTS, 290, LENGTH), train_bpe(TEXTS, 310, LENGTH)
+    models = [make_llama(t, width=32, layers=1, length=LENGTH, seed=n) for n, t in enumerate(tokenizers)]
+    with torch.no_grad():  # predictions that differ from place to place
+        for model in models:
+            model.double().lm_head.weight.mul_(20)
+    return Party("student", models[0], tokenizers[0]), Party("teacher", models[1], tokenizers[1])
+
+
+def painter(parties, pieces, *, boundary=True, **settings):
+    """A painter, and both models' logits, masks and pairs of its examples, computed one by one."""
+    student, teacher = parties
+    examples = Examples(pieces, student.tokenizer, teacher.tokenizer, LENGTH)
+    others = Examples(pieces, teacher.tokenizer, student.tokenizer, LENGTH)
+    config = mlot.MultiLevelOTConfig(k=K, **settings)
+
+    def taught(indices):
+        batch = others.collator([others[n] for n in indices])
+        with torch.no_grad():
+            logits = teacher.model.eval()(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits
+        return logits, mlot.mask_from_labels(batch["labels"])
+
+    made = Painter(student, examples, teacher.tokenizer, taught, config, boundary=boundary)
+
+    def expected(n):
+        sides = []
+        for party, rows in ((student, examples), (teacher, others)):
+            with torch.no_grad():
+                logits = party.model(torch.tensor([rows[n]["input_ids"]])).logits.double().numpy()
+            sides += [logits, np.append(np.array(rows[n]["labels"])[1:] != -100, False)[None]]
+        pairs = np.array([examples[n]["pairs"]]) if boundary else None
+        result = mlot.multi_level_ot(
+            sides[0], sides[2], student_mask=sides[1], teacher_mask=sides[3], pairs=pairs, config=config,
+            reduction="none", return_plan=True,
+        )  # fmt: skip
+        return examples[n], sides, result
+
+    return made, expected
+
+
+def probabilities(logits):
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("boundary", [True, False])
+@pytest.mark.parametrize("matching", ["optimal", "rank"])
+def test_pictures_of_a_text_that_is_shown_whole(parties, boundary, matching):
+    pieces = make_pieces(TEXTS[:2], parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+    made, expected = painter(parties, pieces, boundary=boundary, matching=matching)
+    found = made.paint([1])
+    row, (student, student_mask, teacher, teacher_mask), result = expected(1)
+    assert not found.cut
+    assert sum(match.distance for match in found.matches) == pytest.approx(result.had[0], rel=1e-9)
+    rows, columns = np.flatnonzero(teacher_mask[0]), np.flatnonzero(student_mask[0])
+    np.testing.assert_allclose(found.plan, result.plan[0][np.ix_(rows, columns)] * len(rows), rtol=1e-9)
+    np.testing.assert_allclose(found.plan.sum(axis=0), len(rows) / len(columns), rtol=1e-9)
+    assert (len(found.teacher_tokens), len(found.student_tokens)) == found.plan.shape
+    pairs = np.array(row["pairs"])
+    if not boundary:
+        count = min(len(rows), len(columns))
+        pairs = np.stack([columns[:count], rows[:count]], axis=1)
+    for traces, logits, kept, side in (
+        (found.student_traces, student, result.student_columns, 0),
+        (found.teacher_traces, teacher, result.teacher_columns, 1),
+    ):
+        wanted = probabilities(logits[0])[pairs[:, side]][:, kept[0]].T
+        np.testing.assert_allclose(traces, wanted, rtol=1e-9, atol=1e-12)
+        masses = [match.student_mass if side == 0 else match.teacher_mass for match in found.matches]
+        np.testing.assert_allclose(masses, wanted.sum(axis=1), rtol=1e-9, atol=1e-12)
+    names = spell(parties[1].tokenizer, result.teacher_columns[0])
+    assert [match.teacher for match in found.matches] == names
+    assert [match.student for match in found.matches] == spell(
+        parties[0].tokenizer, result.student_columns[0]
+    )
+    for side, name in (("student", "input_ids"), ("teacher", "teacher_input_ids")):
+        party = parties[0] if side == "student" else parties[1]
+        tokens = spell(party.tokenizer, np.array(row[name]))
+        assert [token for part in found.segments for token in getattr(part, side)] == tokens
+        assert list(getattr(found, f"{side}_tokens")) == tokens[1:]
+    assert sum(part.paired for part in found.segments) == len(row["pairs"])
+    assert len(found.places) == len(pairs)
+
+
+def test_of_a_long_text_the_beginning_is_shown(parties):
+    pieces = make_pieces(TEXTS, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+    long = next(n for n, piece in enumerate(pieces) if piece.document == 2)
+    made, expected = painter(parties, pieces)
+    found = made.paint([long])
+    _, sides, result = expected(long)
+    assert found.cut
+    assert 10 < len(found.student_tokens) <= 40
+    assert found.plan.shape == (len(found.teacher_tokens), len(found.student_tokens))
+    np.testing.assert_allclose(
+        found.plan, result.plan[0][: found.plan.shape[0], : found.plan.shape[1]] * sides[3].sum(), rtol=1e-9
+    )
+    for side in ("student", "teacher"):
+        drawn = [token for part in found.segments for token in getattr(part, side)]
+        assert drawn[1:] == list(getattr(found, f"{side}_tokens"))
+        assert pieces[long].text.replace(" ", "␣").startswith("".join(drawn[1:]))
+    assert all(part.paired for part in found.segments)
+    assert "".join(found.student_tokens) == "".join(found.teacher_tokens)
+    # masses and distances are those of the whole text all the same
+    assert sum(match.distance for match in found.matches) == pytest.approx(result.had[0], rel=1e-9)
+
+
+def test_the_most_readable_example_is_chosen(parties):
+    pieces = make_pieces(TEXTS, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+    made, expected = painter(parties, pieces)
+    sizes = [max(int(mask.sum()) for mask in expected(n)[1][1::2]) for n in range(len(pieces))]
+    nearest = int(np.argmin(np.abs(np.array(sizes) - 26)))
+    assert made.paint(range(len(pieces))).segments == made.paint([nearest]).segments
+    assert made.paint(range(len(pieces))).segments != made.paint([(nearest + 1) % len(pieces)]).segments
+
+
+def test_of_a_soft_matching_the_heaviest_partner_is_shown(parties):
+    pieces = make_pieces(TEXTS[:1], parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+    made, expected = painter(parties, pieces, matching="sinkhorn")
+    _, _, result = expected(0)
+    partners = result.student_columns[0][result.coupling[0].argmax(axis=1)]
+    assert [m.student for m in made.paint([0]).matches] == spell(parties[0].tokenizer, partners)
+
+
+def test_prompts_are_not_shown(parties):
+    example = {"prompt": "Say one two three. ", "completion": "Return the sum."}
+    record = Record(example["completion"], "x", 1, example)
+    made, _ = painter(parties, [Piece(record.text, 0, True, record)])
+    found = made.paint([0], seen_in_training=True)
+    assert found.seen_in_training
+    for side in ("student", "teacher"):
+        drawn = [token for part in found.segments for token in getattr(part, side)]
+        assert "".join(drawn[1:]) == "Return␣the␣sum.</s>"
+
+
+def test_diagnostics_are_those_of_each_example(parties):
+    pieces = make_pieces(TEXTS * 15, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+    made, expected = painter(parties, pieces)
+    found = made.diagnostics(range(len(pieces)))
+    assert all(len(values) == 32 for values in found.values())
+    for n in (0, 3, 31):
+        wanted = vars(expected(n)[2].diagnostics())
+        for name, values in found.items():
+            np.testing.assert_allclose(values[n], wanted[name][0], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_columns_are_spelled_as_text():
+    tokenizer = train_bpe(["naïve ☃ tabs\t" * 5], 280, 32)
+    set_seed(0)
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<s>", "Ġ", "Ċ", "ĉ", "â")}
+    shown = spell(tokenizer, np.array([*ids.values(), 10**6]))
+    assert shown == ["<s>", "␣", "↵", "→", "\\xe2", "#1000000"]
