@@ -237,15 +237,27 @@ def test_compiles_into_one_graph() -> None:
     logs = torch.randn(2, 6, 40, generator=g).log_softmax(-1)
     ids = logs.argsort(dim=-1, descending=True)[:, :, :9]
     student = torch.randn(2, 5, 30, generator=g)
-    config = mlot.MultiLevelOTConfig(k=6)
-    for tail in TAILS:
-        source = mlot.TopKLogprobs(ids, logs.gather(2, ids), 40, tail)
-        loss = lambda s, source=source: mlot.multi_level_ot(s, source, config=config).loss  # noqa: E731
-        found = []
-        for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-            leaf = student.clone().requires_grad_()
-            found += [value := function(leaf), torch.autograd.grad(value, leaf)[0]]
-        torch.testing.assert_close(found[2:], found[:2], rtol=1e-5, atol=1e-7)
+    config = mlot.MultiLevelOTConfig(k=6, matching="rank")
+    sources = {tail: mlot.TopKLogprobs(ids, logs.gather(2, ids), 40, tail) for tail in TAILS}
+
+    def selected() -> tuple[torch.Tensor, ...]:
+        traces = [mlot.select(source, k=6) for source in sources.values()]
+        return tuple(each for one in traces for each in (one.columns, one.log_probs, one.at(2.0)))
+
+    def loss(s: torch.Tensor) -> torch.Tensor:
+        return mlot.multi_level_ot(s, sources["uniform"], config=config).loss
+
+    for one, two in zip(compiled(selected)(), selected(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+    found = []
+    for function in (loss, compiled(loss)):
+        leaf = student.clone().requires_grad_()
+        found += [value := function(leaf), torch.autograd.grad(value, leaf)[0]]
+    torch.testing.assert_close(found[2:], found[:2], rtol=1e-5, atol=1e-7)
+
+
+def compiled(function: object) -> object:
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
 def test_memory_does_not_grow_with_the_whole() -> None:
