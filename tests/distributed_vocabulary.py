@@ -1,4 +1,4 @@
-"""Cases of a sharded vocabulary, for three processes; `test_distributed_vocabulary` starts them.
+"""Cases of a sharded vocabulary, for four processes; `test_distributed_vocabulary` starts them.
 
 Every process makes the same whole problem, computes its answer without shards, and then from its own columns.
 """
@@ -21,10 +21,10 @@ import mlot.nn
 from benchmarks.memory import peak_bytes
 from mlot.backends import torch_rows
 from mlot.backends.torch_ops import cross_entropy
-from mlot.distributed import VocabShard, unsharded
+from mlot.distributed import VocabShard, average_count, unsharded
 
 #: Widths of the shards of a student and a teacher; some narrower than k, one empty.
-STUDENT, TEACHER = (9, 4, 12), (17, 0, 14)
+STUDENT, TEACHER = (9, 4, 7, 5), (17, 0, 6, 8)
 CONFIG = mlot.MultiLevelOTConfig(k=7, pool=11)
 
 
@@ -251,7 +251,7 @@ def loss_without_truncation(rank: int, world: int) -> None:
 
 def loss_over_a_group_of_two(rank: int, world: int) -> None:
     group = dist.new_group([2, 0])
-    if rank == 1:
+    if rank in (1, 3):
         with pytest.raises(ValueError, match="group: expected one that this process belongs to"):
             VocabShard(torch.zeros(1, 2, 3), group)
         return
@@ -430,6 +430,32 @@ def module_with_cross_entropy(rank: int, world: int) -> None:
             close(gradients(part), mine(source, rank, STUDENT))
 
 
+def vocabulary_by_two_and_data_by_two(rank: int, world: int) -> None:
+    """Two pairs of processes have one and two of the sequences, those of a pair half of the vocabulary each."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "vocabulary"))
+    row, column = mesh.get_local_rank("data"), mesh.get_local_rank("vocabulary")
+    sequences, sizes = (slice(0, 1), slice(1, 3))[row], (12, 13)
+    source, teacher = leaves(head(25, 6, 1)), problem()["teacher"]
+    asked = labels(25, 6, 1), labels(sum(TEACHER), 8, 2)
+    criterion = mlot.nn.MultiLevelOTLoss(CONFIG)
+    want = criterion(source, teacher, *asked, mlot.mask_from_labels(asked[0]).sum())
+    want.backward()
+
+    part = replace(source, hidden=source.hidden[sequences])
+    part = shard(part, column, sizes, mesh.get_group("vocabulary"))
+    mine_of = [each[sequences] for each in asked]
+    items = average_count(mlot.mask_from_labels(mine_of[0]), mesh.get_group("data"))
+    loss = criterion(part, teacher[sequences], *mine_of, items)
+    loss.backward()
+    hidden, weight, bias = gradients(part)
+    for value in (loss.detach(), weight, bias):
+        dist.all_reduce(value, group=mesh.get_group("data"))
+    expected = mine(source, column, sizes)
+    close([loss / 2, hidden / 2, weight / 2, bias / 2], [want, expected[0][sequences], *expected[1:]])
+
+
 def several_teachers_and_served_ones(rank: int, world: int) -> None:
     whole = problem()
     ids = torch.arange(5).expand(3, 8, 5).contiguous()
@@ -489,10 +515,10 @@ def logits_as_dtensors(rank: int, world: int) -> None:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (world,))
-    whole = problem()  # 25 columns: shards of 9, 9 and 7
+    whole = problem()  # 25 columns: shards of 7, 7, 7 and 4
     student = distribute_tensor(whole["student"], mesh, [Shard(2)]).requires_grad_()
     source = VocabShard.from_dtensor(student)
-    assert source.sizes == (9, 9, 7)
+    assert source.sizes == (7, 7, 7, 4)
     dense = leaves(whole["student"])
     for x in (source, dense):
         mlot.multi_level_ot(x, whole["teacher"], **whole["masks"], config=CONFIG).loss.backward()
@@ -584,21 +610,21 @@ def shapes_that_do_not_fit_are_refused_everywhere(rank: int, world: int) -> None
     with pytest.raises(ValueError, match="local: expected one batch, length and type"):
         VocabShard(torch.zeros(1, 2, 3, dtype=torch.float64 if rank else torch.float32))
     for sizes, match in (
-        ((3, 3), "expected 3 of them"),
-        ((4, 4, 4), r"sizes: expected 3, the width of local"),
+        ((3, 3), "expected 4 of them"),
+        ((4, 4, 4, 4), r"sizes: expected 3, the width of local"),
     ):
         with pytest.raises(ValueError, match=match):
             VocabShard(torch.zeros(1, 2, 3), sizes=sizes)
     with pytest.raises(TypeError, match="sizes: expected integers, one for each rank, got int"):
         VocabShard(torch.zeros(1, 2, 3), sizes=3)  # type: ignore[arg-type]
-    source = VocabShard(torch.zeros(1, 2, 3), sizes=(3, 3, 3))
+    source = VocabShard(torch.zeros(1, 2, 3), sizes=(3, 3, 3, 3))
     with pytest.raises(
         TypeError, match="student: expected logits or a LinearHead, since ULD needs every column"
     ):
-        mlot.uld(source, torch.zeros(1, 2, 9))
+        mlot.uld(source, torch.zeros(1, 2, 12))
     with pytest.raises(TypeError, match="expected a torch tensor"):
         mlot.select(source, k=2, backend="numpy")
-    assert source.shape == (1, 2, 9)
+    assert source.shape == (1, 2, 12)
     assert all(a <= b for a, b in pairwise(source.sizes or ()))
 
 

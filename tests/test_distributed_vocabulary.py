@@ -1,4 +1,4 @@
-"""A vocabulary sharded over three processes gives what the whole one gives."""
+"""A vocabulary sharded over four processes gives what the whole one gives."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return launch(SCRIPT, 3, tmp_path_factory.mktemp("vocabulary"))
+    return launch(SCRIPT, 4, tmp_path_factory.mktemp("vocabulary"))
 
 
 @pytest.mark.parametrize("case", case_names(SCRIPT))
-def test_three_processes(failures: dict[str, str], case: str) -> None:
+def test_four_processes(failures: dict[str, str], case: str) -> None:
     assert not failures[case], failures[case]
 
 
