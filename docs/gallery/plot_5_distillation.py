@@ -2,14 +2,15 @@ r"""
 A tiny distillation
 ===================
 
-A language of twelve letters in which each letter depends on the last. The teacher has learnt its
-probabilities; its tokens are the letters, under other numbers. The student's tokenizer also has six pairs
-of letters. From a few lines of text it learns alone, by cross-entropy, and with the teacher, by
+A language of twelve letters in which each letter depends on the last. The teacher
+has learnt its probabilities; its tokens are the letters, under other numbers. The
+student's tokenizer also has six pairs of letters. From a few lines of text it
+learns alone, by cross-entropy, and with the teacher, by
 
-.. math:: \mathcal L = \mathrm{CE} + \alpha\,(\mathrm{HAD} + 0.1\,\mathrm{SL} + 0.1\,\mathrm{SD}).
+.. math:: \mathcal L = \CE + \alpha\,(\HAD + 0.1\,\SL + 0.1\,\SD).
 
-This shows how the pieces fit into a loop, on a problem made up for the purpose. It says nothing about how
-much the loss gives on text.
+This shows how the pieces fit into a loop, on a problem made up for the purpose.
+It says nothing about how much the loss gives on text.
 """
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,9 @@ from mlot import align
 
 LETTERS, PAIRS = 12, 6
 rng = np.random.default_rng(0)
-chances = rng.dirichlet(np.full(LETTERS, 0.25), size=LETTERS)  # of each letter, after each
+chances = rng.dirichlet(
+    np.full(LETTERS, 0.25), size=LETTERS
+)  # of each letter, after each
 renumbered = rng.permutation(LETTERS)  # the teacher's tokens
 
 
@@ -34,7 +37,9 @@ def sample(length):
 
 
 train, held_out = [sample(32) for _ in range(10)], [sample(32) for _ in range(40)]
-found, counts = np.unique(np.concatenate([t[:-1] * LETTERS + t[1:] for t in train]), return_counts=True)
+found, counts = np.unique(
+    np.concatenate([t[:-1] * LETTERS + t[1:] for t in train]), return_counts=True
+)
 merges = {
     (code // LETTERS, code % LETTERS): LETTERS + n
     for n, code in enumerate(found[np.argsort(-counts)][:PAIRS])
@@ -46,7 +51,7 @@ merges = {
 
 
 def student_tokens(text):
-    """Tokens from left to right, a pair wherever there is one, and where each begins and ends."""
+    """Tokens from left to right, a pair wherever there is one, and their ends."""
     tokens, ends = [], []
     while not ends or ends[-1] < len(text):
         start = ends[-1] if ends else 0
@@ -58,7 +63,11 @@ def student_tokens(text):
 
 def described(tokens, ends):
     return align.TokenBytes(
-        tokens, starts=[0, *ends[:-1]], ends=ends, special=[False] * len(tokens), total=ends[-1]
+        tokens,
+        starts=[0, *ends[:-1]],
+        ends=ends,
+        special=[False] * len(tokens),
+        total=ends[-1],
     )
 
 
@@ -71,7 +80,10 @@ def batch(texts):
     students = [student_tokens(text) for text in texts]
     length = max(len(tokens) for tokens, _ in students)
     pairs = [
-        align.pairs(described(*student), described(renumbered[text], list(range(1, len(text) + 1))))
+        align.pairs(
+            described(*student),
+            described(renumbered[text], list(range(1, len(text) + 1))),
+        )
         for student, text in zip(students, texts, strict=True)
     ]
     predicted = chances[np.stack(texts)][..., np.argsort(renumbered)]
@@ -79,9 +91,14 @@ def batch(texts):
         "ids": pad([tokens for tokens, _ in students], length, 0),
         "labels": pad([tokens for tokens, _ in students], length, -100),
         "teacher_logits": torch.from_numpy(np.log(predicted + 1e-9)).float(),
-        "teacher_labels": torch.from_numpy(np.stack([renumbered[text] for text in texts])),
+        "teacher_labels": torch.from_numpy(
+            np.stack([renumbered[text] for text in texts])
+        ),
         "pairs": torch.from_numpy(align.batch_pairs(pairs)),
-        "letters": sum(len(text) - ends[0] for (_, ends), text in zip(students, texts, strict=True)),
+        "letters": sum(
+            len(text) - ends[0]
+            for (_, ends), text in zip(students, texts, strict=True)
+        ),
     }
 
 
@@ -91,7 +108,9 @@ class Student(nn.Module):
     def __init__(self, vocabulary, width=24):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, vocabulary))
+        self.head = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, vocabulary)
+        )
 
     def forward(self, ids):
         return self.head(self.embedding(ids))
@@ -101,8 +120,9 @@ class Student(nn.Module):
 # Training
 # --------
 #
-# Both start from the same weights and see the same text. Held-out cross-entropy is given in nats for each
-# letter, since that can be compared whatever the tokenizer.
+# Both start from the same weights and see the same text. Held-out cross-entropy
+# is given in nats for each letter, since that can be compared whatever the
+# tokenizer.
 
 here, there = batch(train), batch(held_out)
 
@@ -111,7 +131,9 @@ def run(alpha, seed, steps=100):
     torch.manual_seed(seed)
     model = Student(LETTERS + PAIRS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    criterion = mlot.nn.MultiLevelOTLoss(mlot.MultiLevelOTConfig(k=LETTERS), alpha=alpha)
+    criterion = mlot.nn.MultiLevelOTLoss(
+        mlot.MultiLevelOTConfig(k=LETTERS), alpha=alpha
+    )
     curve = []
     for step in range(steps + 1):
         if step % 5 == 0:
@@ -125,29 +147,46 @@ def run(alpha, seed, steps=100):
         optimizer.zero_grad()
         logits = model(here["ids"])
         loss = criterion(
-            logits, here["teacher_logits"], here["labels"], here["teacher_labels"], pairs=here["pairs"]
+            logits,
+            here["teacher_logits"],
+            here["labels"],
+            here["teacher_labels"],
+            pairs=here["pairs"],
         )
         loss.backward()
         optimizer.step()
     return curve
 
 
-curves = {alpha: np.array([run(alpha, seed) for seed in range(3)]) for alpha in (0.0, 0.15, 1.0)}
+curves = {
+    alpha: np.array([run(alpha, seed) for seed in range(3)])
+    for alpha in (0.0, 0.15, 1.0)
+}
 
 figure, axis = plt.subplots()
 for alpha, seeds in curves.items():
     steps = 5 * np.arange(seeds.shape[1])
     (line,) = axis.plot(steps, seeds.mean(axis=0), label=f"$\\alpha$ = {alpha}")
     axis.fill_between(
-        steps, seeds.min(axis=0), seeds.max(axis=0), alpha=0.2, color=line.get_color(), linewidth=0
+        steps,
+        seeds.min(axis=0),
+        seeds.max(axis=0),
+        alpha=0.2,
+        color=line.get_color(),
+        linewidth=0,
     )
 axis.set(xlabel="step", ylabel="held-out nats for each letter")
 axis.legend()
+# sphinx_gallery_start_ignore
 figure.set_label(
-    "Held-out cross-entropy for each letter against training steps, for the weights 0, 0.15 and 1 of "
-    "the distillation term; lines are means over three seeds, bands reach from the lowest to the "
-    "highest."
+    "Held-out cross-entropy for each letter against training steps, for the "
+    "weights 0, 0.15 and 1 of the distillation term; lines are means over "
+    "three seeds, bands reach from the lowest to the highest."
 )
+# sphinx_gallery_end_ignore
 for alpha, seeds in curves.items():
     mean = seeds.mean(axis=0)
-    print(f"alpha {alpha}: lowest {mean.min():.3f}, after the last step {mean[-1]:.3f}")
+    print(
+        f"alpha {alpha}: lowest {mean.min():.3f}, "
+        f"after the last step {mean[-1]:.3f}"
+    )
