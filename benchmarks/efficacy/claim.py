@@ -14,7 +14,7 @@ _OTHERS = ("sequence-kd", "uld", "released", "rank-index", "optimal-index")
 
 
 def claim(results: Sequence[dict[str, Any]], table: dict[Setting, list[Row]], seeds: int) -> str:
-    """Four sentences: MultiLevelOT, the others, the best, and single changes; no more than the tables show."""
+    """Four sentences: MultiLevelOT, others, the best, and single changes; no more than the tables show."""
     own, *others = (_against(table, name) for name in (FULL, *_OTHERS))
     changes = [
         f"{what}, {_verdicts([contrast(results, a, b, setting, 'bits_per_byte') for setting in settings()])}"
@@ -23,7 +23,8 @@ def claim(results: Sequence[dict[str, Any]], table: dict[Setting, list[Row]], se
     return (
         f"With {seeds} seeds in each of {len(table)} settings (a student from scratch or trained on other "
         "text first; a better or a worse teacher), bits per byte of held-out text less those of "
-        f"cross-entropy alone (range of the settings' means of paired differences; below 0 is better): {own}. "
+        "cross-entropy alone (range of the settings' means of paired differences; below 0 is better): "
+        f"{own}. "
         f"The others, likewise: {'; '.join(others)}. "
         f"The fewest bits per byte on average: {_best(table)}. "
         f"Changing one thing: {'; '.join(changes)}."

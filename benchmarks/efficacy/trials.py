@@ -57,11 +57,11 @@ class Trial:
         return Cell(self.method, self.start, self.gap)
 
 
-def cells() -> list[Cell]:
+def cells(starts: Sequence[str] = STARTS) -> list[Cell]:
     """Every method in every setting; cross-entropy alone once for both teachers."""
     return [
         Cell(method.name, start, gap)
-        for start in STARTS
+        for start in starts
         for method in METHODS
         for gap in (("",) if method.name == CE else GAPS)
     ]
@@ -75,25 +75,28 @@ def grid(size: Size, cell: Cell) -> list[tuple[float, float]]:
     return [(scale * rate, alpha) for rate in size.learning_rates for alpha in size.alphas]
 
 
-def search(size: Size) -> list[Trial]:
+def search(size: Size, starts: Sequence[str] = STARTS) -> list[Trial]:
     """The trainings that settings are chosen by."""
     return [
         Trial("search", cell.method, cell.start, cell.gap, rate, alpha, seed)
-        for cell in cells()
+        for cell in cells(starts)
         for rate, alpha in grid(size, cell)
         for seed in size.tuning_seeds
     ]
 
 
-def choose(size: Size, found: Mapping[str, Mapping[str, Any]]) -> dict[Cell, tuple[float, float]]:
+def choose(
+    size: Size, found: Mapping[str, Mapping[str, Any]], starts: Sequence[str] = STARTS
+) -> dict[Cell, tuple[float, float]]:
     """Settings with the fewest bits per byte on the validation split, a mean over the tuning seeds.
 
     Args:
         size: the preset.
         found: what each trial of the search found, by its name.
+        starts: those to choose for.
     """
     chosen = {}
-    for cell in cells():
+    for cell in cells(starts):
         scores = {
             (rate, alpha): _mean(
                 [

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.efficacy import store
 from benchmarks.efficacy.material import Material, describe
-from benchmarks.efficacy.sizes import Size
+from benchmarks.efficacy.sizes import STARTS, Size
 from benchmarks.efficacy.student import train
-from benchmarks.efficacy.trials import Trial, choose, final, search
+from benchmarks.efficacy.trials import Cell, Trial, choose, final, search
 
 Tell = Callable[[str], None]
 
@@ -56,12 +56,16 @@ class Study:
         with _Pool(workers, self._state()) as pool:
             for jobs in self.material.jobs():
                 pool.do(_prepare, jobs, "prepared", tell)
-            pool.do(_trial, self._missing(search(self.size)), "search", tell)
-            pool.do(_trial, self._missing(final(self.size, self.chosen())), "comparison", tell)
+            for start in STARTS:  # one after the other, so that what is done first is whole
+                trials = search(self.size, (start,))
+                pool.do(_trial, self._missing(trials), f"{start}, search", tell)
+                chosen = self.chosen((start,))
+                pool.do(_trial, self._missing(final(self.size, chosen)), f"{start}, comparison", tell)
 
-    def chosen(self) -> dict[Any, tuple[float, float]]:
+    def chosen(self, starts: Sequence[str] = STARTS) -> dict[Cell, tuple[float, float]]:
         """Settings that the search found."""
-        return choose(self.size, {trial.name: self.result(trial) for trial in search(self.size)})
+        found = {trial.name: self.result(trial) for trial in search(self.size, starts)}
+        return choose(self.size, found, starts)
 
     def results(self) -> list[dict[str, Any]]:
         """Every training of the search, then those of the comparison."""
