@@ -200,17 +200,12 @@ def _traces(pictures: Pictures) -> list[HeatMap]:
     return maps
 
 
-def _samples(models: Sequence[ModelReport]) -> list[dict[str, Any]]:
-    """For each prompt, how each model that has samples continues it."""
+def _samples(models: Sequence[ModelReport]) -> list[list[tuple[str, str, str, str]]]:
+    """For each prompt, how each model that has samples continues it: name, style, prompt, continuation."""
     speaking = [model for model in models if model.samples]
     count = min((len(model.samples) for model in speaking), default=0)
     return [
-        {
-            "prompt": speaking[0].samples[number][0],
-            "texts": [
-                (LABELS[model.name], _STYLES[model.name], model.samples[number][1]) for model in speaking
-            ],
-        }
+        [(LABELS[model.name], _STYLES[model.name], *model.samples[number]) for model in speaking]
         for number in range(count)
     ]
 

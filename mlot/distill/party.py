@@ -84,8 +84,8 @@ class Party:
         return found
 
     def _prompt(self, examples: Examples, index: int, length: int) -> tuple[str, list[int]]:
-        """What to continue, as text and as tokens, of which half of the length is for."""
-        piece, most = examples.pieces[index], max(length // 2, 1)
+        """What to continue, as text and as tokens, which leave a quarter of the length to the continuation."""
+        piece, most = examples.pieces[index], 3 * length // 4
         if piece.record is None:
             prompt = _first_words(piece.text)
             return prompt, [start_token(self.tokenizer), *token_ids(self.tokenizer, [prompt])[0]][:most]
