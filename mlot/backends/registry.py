@@ -90,8 +90,10 @@ def available_backends() -> tuple[str, ...]:
     """Names of all registered backends, those of installed plug-ins included; no backend is loaded.
 
     Returns:
-        The names, ours first. A plug-in that cannot be read is left out, with a `RuntimeWarning` that says
-        why.
+        The names, ours first.
+
+    Raises:
+        RuntimeWarning: as a warning: a plug-in cannot be read and is left out; the message says why.
     """
     _read_plugins()
     return tuple(_specs)
