@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from mlot.backends import registry
 
@@ -126,7 +127,11 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", list(sys.path))
     for known in ("_specs", "_loaded"):  # a page registers backends of its own
         monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
-    run(page, blocks((DOCS / page).read_text()))
+    precision = torch.get_default_dtype()
+    try:
+        run(page, blocks((DOCS / page).read_text()))
+    finally:
+        torch.set_default_dtype(precision)
 
 
 def test_every_block_of_code_is_seen() -> None:
