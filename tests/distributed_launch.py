@@ -1,4 +1,4 @@
-"""Several processes on this machine that run a list of cases together, each case a test of its own."""
+"""Several processes on this machine that run a list of cases together."""
 
 import json
 import os
@@ -40,6 +40,11 @@ def launch(script: str | Path, world: int, folder: Path, *, timeout: float = 450
                 absent = f"process {rank} had failed before: {[n for n, text in outcomes.items() if text]}\n"
             failures[name] = failures.get(name, "") + outcomes.get(name, absent)
     return failures
+
+
+def report(failures: dict[str, str]) -> str:
+    """What failed, case by case."""
+    return "\n".join(f"{name}\n{text}" for name, text in failures.items() if text)
 
 
 def environment(script: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The Trainer in two processes, started as users start it, logs and learns what one process does."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,59 +98,54 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def together(folder: Path, launcher: list[str]) -> dict[str, Any]:
     (folder / "runs.json").write_text(json.dumps(RUNS))
     command = [sys.executable, "-m", *launcher, str(SCRIPT), str(folder)]
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
         env=environment(SCRIPT),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=450,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout
+    try:
+        printed, _ = process.communicate(timeout=450)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what it has launched as well
+        raise
+    assert process.returncode == 0, printed
     found: dict[str, Any] = torch.load(folder / "results.pt")
     return found
 
 
-@pytest.fixture(scope="module")
-def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return together(tmp_path_factory.mktemp("torchrun"), launcher)
-
-
-@pytest.fixture(scope="module")
-def by_accelerate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("accelerate")
-    (folder / "settings.yaml").write_text(SHARDED)
-    launcher = ["accelerate.commands.launch", "--config_file", str(folder / "settings.yaml")]
-    return together(folder, [*launcher, "--main_process_port", "0"])
-
-
-def same(found: dict[str, Any], want: dict[str, Any], kind: str) -> None:
+def same(found: dict[str, Any], want: dict[str, Any], kind: str, run_name: str) -> None:
     assert found["processes"] == 2
     assert found["kind"] == f"DistributedType.{kind}"
     assert len([entry for entry in want["logs"] if "loss" in entry]) == 4
     for ours, theirs in zip(found["logs"], want["logs"], strict=True):
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys(), run_name
         if "loss" in theirs:
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=2 * FLOAT32)
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=2 * FLOAT32), run_name
         for name in EXACT & theirs.keys():
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-7), name
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-7), (run_name, name)
     assert found["weights"].keys() == want["weights"].keys()
     for name, weight in want["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-7, atol=1e-9, msg=name)
+        torch.testing.assert_close(
+            found["weights"][name], weight, rtol=1e-7, atol=1e-9, msg=f"{run_name}, {name}"
+        )
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_torchrun_with_ddp(by_torchrun: dict[str, Any], alone: dict[str, Any], name: str) -> None:
-    same(by_torchrun[name], alone[name], "MULTI_CPU")
+def test_torchrun_with_ddp(tmp_path: Path, alone: dict[str, Any]) -> None:
+    found = together(tmp_path, ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    for name in RUNS:
+        same(found[name], alone[name], "MULTI_CPU", name)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_accelerate_launch_with_fsdp2(
-    by_accelerate: dict[str, Any], alone: dict[str, Any], name: str
-) -> None:
-    same(by_accelerate[name], alone[name], "FSDP")
+def test_accelerate_launch_with_fsdp2(tmp_path: Path, alone: dict[str, Any]) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SHARDED)
+    launcher = ["accelerate.commands.launch", "--config_file", str(settings), "--main_process_port", "0"]
+    found = together(tmp_path, launcher)
+    for name in RUNS:
+        same(found[name], alone[name], "FSDP", name)
 
 
 def test_resuming_is_going_on(alone: dict[str, Any]) -> None:
