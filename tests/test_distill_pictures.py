@@ -55,7 +55,7 @@ def painter(parties, pieces, *, boundary=True, **settings):
         sides = []
         for party, rows in ((student, examples), (teacher, others)):
             with torch.no_grad():
-                logits = party.model(torch.tensor([rows[n]["input_ids"]])).logits.double().numpy()
+                logits = party.model(torch.tensor(rows[n]["input_ids"][None])).logits.double().numpy()
             sides += [logits, np.append(np.array(rows[n]["labels"])[1:] != -100, False)[None]]
         pairs = np.array([examples[n]["pairs"]]) if boundary else None
         result = mlot.multi_level_ot(

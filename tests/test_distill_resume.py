@@ -180,12 +180,19 @@ def test_another_run_is_not_continued(folders, text, tmp_path, capsys, monkeypat
     assert not (output / "unfinished").exists()
 
 
-def test_overwrite_drops_a_stopped_run(folders, whole, tmp_path, monkeypatch):
+def test_overwrite_drops_a_stopped_run_once_it_gets_somewhere(folders, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
     command = [*RUN, *folders, "--output", str(output)]
     with monkeypatch.context() as patch:
         interrupt(patch, "student-mlot", 3)
         assert main([*command, "--seed", "1"]) == 130
+    kept = sorted(output.rglob("*"))
+    assert main([*command, "--overwrite", "--text", str(tmp_path / "nowhere")]) == 2
+    assert sorted(output.rglob("*")) == kept
+    with monkeypatch.context() as patch:
+        interrupt(patch, "student-mlot", 1)
+        assert main([*command, "--overwrite"]) == 130
+    assert sorted(output.rglob("*")) == kept
     assert main([*command, "--overwrite", "--checkpoint-every", "0"]) == 0
     assert not (output / "unfinished").exists()
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))

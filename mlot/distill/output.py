@@ -18,7 +18,8 @@ REPORT = "report.json"
 ENTRIES = ("teacher", "student-ce", "student-mlot", PAGE, REPORT)
 #: What there is of a run that is not complete: checkpoints, and models whose training is.
 UNFINISHED = "unfinished"
-_PARTIAL = ".partial-"
+#: How folders begin whose content is on its way somewhere.
+PARTIAL = ".partial-"
 
 
 def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resume: bool = False) -> None:
@@ -62,9 +63,9 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resu
         )
     present = sorted(path.name for path in folder.iterdir())
     known = {*ENTRIES, UNFINISHED}
-    foreign = [name for name in present if name not in known and not name.startswith(_PARTIAL)]
+    foreign = [name for name in present if name not in known and not name.startswith(PARTIAL)]
     if not foreign and not _is_earlier_run(folder):
-        foreign = [name for name in present if name != UNFINISHED and not name.startswith(_PARTIAL)]
+        foreign = [name for name in present if name != UNFINISHED and not name.startswith(PARTIAL)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise DistillError(
@@ -152,7 +153,7 @@ def staging(folder: Path) -> Iterator[Path]:
     """
     with created(folder):
         try:
-            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+            partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         except OSError as error:
             raise DistillError(f"--output: expected a folder to write to, but {error}") from error
         try:
@@ -167,7 +168,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 def drop_partial(folder: Path) -> None:
     """Drop what a killed run left half-written, where it is known to be over."""
-    for path in folder.glob(f"{_PARTIAL}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -84,7 +84,7 @@ class Party:
         return found
 
     def _prompt(self, examples: Examples, index: int, length: int) -> tuple[str, list[int]]:
-        """What to continue, as text and as tokens, which leave a quarter of the length to the continuation."""
+        """What to continue, as text and as tokens, which leave a quarter of the length free."""
         piece, most = examples.pieces[index], 3 * length // 4
         if piece.record is None:
             prompt = _first_words(piece.text)

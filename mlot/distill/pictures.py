@@ -183,7 +183,7 @@ class Painter:
             k=config.k,
             temperature=config.temperature,
             extra_temperatures=(config.sequence_temperature,),
-        )
+        ).map(lambda array: array.to(model.device))
         result = mlot.multi_level_ot(
             logits,
             traces,

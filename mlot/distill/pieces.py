@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -127,7 +128,7 @@ class Examples(Dataset[dict[str, Any]]):
         if index not in self._found:
             piece = self.pieces[index]
             try:
-                self._found[index] = self._collators[piece.ends].prepare(piece.example)
+                self._found[index] = _compact(self._collators[piece.ends].prepare(piece.example))
             except (TypeError, ValueError) as error:
                 where = "" if piece.record is None else f" line {piece.record.line}:"
                 raise DistillError(f"--text:{where} {error}") from error
@@ -147,6 +148,13 @@ class Examples(Dataset[dict[str, Any]]):
         self._found = {new: self._found[old] for new, old in enumerate(kept) if old in self._found}
         self.pieces = [self.pieces[n] for n in kept]
         return self._collators[False].truncation + self._collators[True].truncation
+
+
+def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in arrays of 32 bits, an eighth of what lists of integers take."""
+    return {
+        name: np.array(value, np.int32) if isinstance(value, list) else value for name, value in row.items()
+    }
 
 
 def _lines(text: str) -> list[str]:

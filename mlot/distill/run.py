@@ -100,6 +100,9 @@ class _Run:
             setup = replace(setup, teacher=teacher.party)
             if options.save_teacher is not None:
                 setup = setup.with_saved(self._save_teacher(setup))
+                if not teacher.report.steps:  # its memory is the students' now
+                    teacher = replace(teacher, party=replace(teacher.party, model=None))
+                    setup = replace(setup, teacher=teacher.party)
             trained = [teacher]
             if options.compares:
                 trained.append(self._train_student(reports.CE, setup, alone=True))

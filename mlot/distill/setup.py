@@ -101,8 +101,7 @@ class Setup:
         """The teacher's predictions for some examples, and the mask of those that count."""
         if self.saved is not None:
             keys = [sides.student[n]["teacher_key"] for n in indices]
-            device = getattr(self.student.model, "device", None)
-            return self.saved.batch(keys, backend="torch", device=device), None
+            return self.saved.batch(keys, backend="torch"), None
         model: Any = self.teacher.model
         made = sides.teacher.collator([sides.teacher[n] for n in indices])
         with torch.no_grad():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from mlot.distill.errors import DistillError
-from mlot.distill.output import FORMAT, UNFINISHED, created, drop_partial, is_stopped_run
+from mlot.distill.output import FORMAT, PARTIAL, UNFINISHED, created, drop_partial, is_stopped_run
 
 _RUN, _LATEST, _DONE, _MODEL = "run.json", "latest.json", "done.json", "model"
 
@@ -145,28 +146,54 @@ def kept(output: Path, identity: Mapping[str, Any], *, resume: bool, keep: bool)
     Raises:
         DistillError: the stopped run was another one.
     """
-    folder = output / UNFINISHED
-    continued = resume and is_stopped_run(output)
-    if continued:
-        _require_same(identity, _read(folder / _RUN).get("settings", {}))
-        drop_partial(output)
-    elif folder.exists():
-        shutil.rmtree(folder)
-    if not (keep or continued):
-        yield Stages(None, Clock())
+    if not (resume and is_stopped_run(output)):
+        with (
+            _set_aside(output),
+            _begun(output, identity) if keep else nullcontext(Stages(None, Clock())) as stages,
+        ):
+            yield stages
         return
+    folder = output / UNFINISHED
+    _require_same(identity, _read(folder / _RUN).get("settings", {}))
+    drop_partial(output)
+    records = [_read(path) for name in (_LATEST, _DONE) for path in folder.glob(f"*/{name}")]
+    yield Stages(folder, Clock(max(float(record.get("elapsed", 0.0)) for record in records)))
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _begun(output: Path, identity: Mapping[str, Any]) -> Iterator[Stages]:
+    """Stages of a new run, which stay if it gets somewhere but not to its end."""
+    folder = output / UNFINISHED
     with created(output):
-        if not continued:
-            folder.mkdir()
-            _write(folder / _RUN, {"format": FORMAT, "settings": dict(identity)})
-        records = [_read(path) for name in (_LATEST, _DONE) for path in folder.glob(f"*/{name}")]
+        folder.mkdir()
+        _write(folder / _RUN, {"format": FORMAT, "settings": dict(identity)})
         try:
-            yield Stages(folder, Clock(max((float(r.get("elapsed", 0.0)) for r in records), default=0.0)))
+            yield Stages(folder, Clock())
         except BaseException:
             if not is_stopped_run(output):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _set_aside(output: Path) -> Iterator[None]:
+    """Put a stopped run aside that a new one replaces; it comes back if the new one gets nowhere."""
+    folder = output / UNFINISHED
+    if not folder.exists():
+        yield
+        return
+    aside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=output))
+    folder.replace(aside / UNFINISHED)
+    try:
+        yield
+    except BaseException:
+        if not folder.exists():
+            (aside / UNFINISHED).replace(folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _require_same(wanted: Mapping[str, Any], stopped: Mapping[str, Any]) -> None:
