@@ -114,7 +114,7 @@ def test_public_names() -> None:
     modules = {"align", "backends", "compat", "config", "costs", "distill", "divergences", "losses", "masks"}
     modules |= {"bounds", "matching", "nn", "serving", "sources", "teachers", "testing", "topk", "traces"}
     modules |= {"transport", "verify"}
-    modules |= {"saved"}
+    modules |= {"distributed", "saved", "training", "trl"}
     for name in mlot.__all__:
         assert getattr(mlot, name).__doc__, name
     public = {name for name in vars(mlot) if not name.startswith("_")}
