@@ -32,6 +32,7 @@ sys.path.insert(0, str(HERE / "_ext"))
 import chromium  # noqa: E402
 
 PHONE = 390
+_BUILT = HERE / "_build" / "html"
 _SHORTEST_TEXT = 8
 _LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest", "preconnect"}
 _IN_STYLES = re.compile(r"""@import\s+["']([^"']+)|url\(\s*["']?([^"')]+)""")
@@ -154,6 +155,18 @@ def _linked(name: str, address: str, path: Path, root: Path, pages: dict[Path, P
         yield f"{name}: links to {address}, and that page has no such place"
 
 
+def unused(root: Path) -> Iterator[str]:
+    """Objects of other projects that are listed, and that no page links to."""
+    import local_inventories  # needs Sphinx, which the rest does not
+
+    linked = {address for path in root.rglob("*.html") for address in read(path).linked}
+    for path in sorted(local_inventories.FOLDER.glob("*.txt")):
+        project = local_inventories.read(path)
+        for listed in project.objects:
+            if project.address + listed.address not in linked:
+                yield f"{path.name}: {listed.name} is listed, and no page refers to it"
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -214,7 +227,7 @@ def check_browser(root: Path, executable: str) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, and say what is wrong; 0 if nothing is."""
     parser = argparse.ArgumentParser(description="Check the built documentation.")
-    parser.add_argument("folder", nargs="?", type=Path, default=HERE / "_build" / "html")
+    parser.add_argument("folder", nargs="?", type=Path, default=_BUILT)
     root = parser.parse_args(arguments).folder.resolve()
     start = time.perf_counter()
     pages = len(list(root.rglob("*.html")))
@@ -228,6 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Chromium is not installed: the pages were not looked at in a browser", file=sys.stderr)
     for problem in problems:
         print(problem)
+    if root == _BUILT:
+        for note in unused(root):
+            print(f"note: {note}")
     seconds = time.perf_counter() - start
     print(f"{pages} pages, {len(problems)} problems, {seconds:.0f} s")
     return 1 if problems else 0

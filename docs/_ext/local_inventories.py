@@ -2,8 +2,8 @@
 
 Each file of ``_inventories`` lists the objects of one project that these pages refer to, one a line: name,
 type, where the project's pages describe it, and any shorter names that signatures have for it. From these
-lists, inventories in the format of intersphinx are written at build time. A build says which objects are
-listed and never referred to.
+lists, inventories in the format of intersphinx are written at build time. ``docs/check.py`` says which
+objects are listed and never referred to.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.util import logging
 
-_log = logging.getLogger(__name__)
-_FOLDER = Path(__file__).resolve().parent.parent / "_inventories"
+FOLDER = Path(__file__).resolve().parent.parent / "_inventories"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _write(app: Sphinx, config: Config) -> None:
     folder = Path(app.doctreedir) / "inventories"
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {}
-    for path in sorted(_FOLDER.glob("*.txt")):
+    for path in sorted(FOLDER.glob("*.txt")):
         project = read(path)
         target = folder / f"{project.name}.inv"
         target.write_bytes(encode(project))
@@ -85,25 +82,7 @@ def _write(app: Sphinx, config: Config) -> None:
     config.intersphinx_mapping = mapping
 
 
-def _note(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    used: set[str] = app.env.__dict__.setdefault("mlot_outside_references", set())
-    used.update(node["refuri"] for node in doctree.findall(nodes.reference) if not node.get("internal", True))
-
-
-def _unused(app: Sphinx, error: Exception | None) -> None:
-    if error is not None or app.builder.format != "html":
-        return
-    used: set[str] = app.env.__dict__.get("mlot_outside_references", set())
-    for path in sorted(_FOLDER.glob("*.txt")):
-        project = read(path)
-        for listed in project.objects:
-            if project.address + listed.address not in used:
-                _log.info("%s: %s is listed, and no page refers to it", path.name, listed.name)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.connect("config-inited", _write, priority=100)
-    app.connect("doctree-resolved", _note)
-    app.connect("build-finished", _unused)
     return {"parallel_read_safe": True, "parallel_write_safe": False}
