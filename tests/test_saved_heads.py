@@ -20,8 +20,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 import saved_models
+from mlot._heads import HeadShape
 from mlot.saved import save_teacher
 from mlot.saved._head import find_head
 from saved_models import LONGEST, SIZES, TEXTS, VOCABULARY, WithoutHead, alone, assert_saved, llama
@@ -42,11 +44,11 @@ MODELS = {
     "granite": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=7.0)),
 }
 HEADS = {
-    "llama": (None, None),
-    "gpt2": (None, None),
-    "gemma2": (None, 5.0),
-    "cohere": (0.3, None),
-    "granite": (1 / 7.0, None),
+    "llama": HeadShape(),
+    "gpt2": HeadShape(),
+    "gemma2": HeadShape(softcap=5.0),
+    "cohere": HeadShape(scale=0.3),
+    "granite": HeadShape(scale=1 / 7.0),
 }
 
 
@@ -62,7 +64,7 @@ def test_hidden_states_give_what_logits_give(
         model.get_output_embeddings().weight.mul_(20)  # so that caps matter
     found = find_head(model, torch.tensor([[1, 2, 3]]))
     assert found.head is model.get_output_embeddings()
-    assert (found.scale, found.softcap) == HEADS[name]
+    assert found.shape == HEADS[name]
     one = save_teacher(model, tokenizer, TEXTS, tmp_path / "hidden", k=20, dtype="float32")
     two = save_teacher(WithoutHead(model), tokenizer, TEXTS, tmp_path / "logits", k=20, dtype="float32")
     assert one.manifest.settings["computed_from"] == "hidden states"
@@ -94,7 +96,23 @@ class _Fed(LlamaForCausalLM):
         self.lm_head.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
 
 
-@pytest.mark.parametrize("kind", [_Odd, _Fed])
+class _Direct(LlamaForCausalLM):
+    """Reads its head's weight and never calls it."""
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return CausalLMOutput(logits=self.model(*args, **kwargs)[0] @ self.lm_head.weight.T)
+
+
+class _Adapted(LlamaForCausalLM):
+    """Has a head whose forward was replaced by more than a linear map."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        plain = self.lm_head.forward
+        self.lm_head.forward = lambda hidden: plain(hidden) + hidden.mean(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [_Odd, _Fed, _Direct, _Adapted])
 def test_models_that_are_not_plain_give_logits(kind: type, tokenizer: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = kind(LlamaConfig(**SIZES)).eval()

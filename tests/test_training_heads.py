@@ -21,10 +21,12 @@ from transformers import (
     PhiConfig,
     PhiForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from mlot import LinearHead
+from mlot._heads import HeadShape
 from mlot.training import MultiLevelOTTrainer
-from mlot.training._heads import HeadShape, head_shape, hidden_states, through_head
+from mlot.training._heads import head_shape, hidden_states, through_head
 from training_cases import (
     TEXTS,
     examples,
@@ -207,6 +209,14 @@ class Shifted(GPT2LMHeadModel):
         return outputs
 
 
+class Direct(LlamaForCausalLM):
+    """A model that reads its head's weight and never calls it."""
+
+    def forward(self, **inputs):
+        hidden = self.model(**inputs)[0]
+        return CausalLMOutput(logits=hidden @ self.lm_head.weight.T)
+
+
 def test_heads_that_are_not_plain_are_refused(tmp_path):
     adapted = llama()
     adapted.lm_head = Low(16, 270, bias=False)
@@ -217,6 +227,7 @@ def test_heads_that_are_not_plain_are_refused(tmp_path):
         (adapted, "LlamaForCausalLM, whose logits differ from that"),
         (shifted, "Shifted, whose logits differ from that"),
         (nested, "got Sequential in LlamaForCausalLM"),
+        (Direct(llama().config), "got Direct, whose logits differ from that"),
     ):
         with pytest.raises(ValueError, match=rf"use_linear_head: expected a student whose head.*{message}"):
             make_trainer(tmp_path, model=model.double(), use_linear_head=True)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mlot._heads import evaluating
 from mlot.distill.pieces import Examples
 from mlot.training._batch import Batch
 from mlot.training._bits import example_sums
@@ -62,9 +63,7 @@ def evaluate_bits(model: nn.Module, examples: Examples, batch_size: int) -> Scor
     device = next(model.parameters()).device
     # those of like length together: less padding
     order = sorted(range(len(examples)), key=lambda n: len(examples[n]["input_ids"]))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
             made = examples.collator([examples[n] for n in some])
@@ -73,8 +72,6 @@ def evaluate_bits(model: nn.Module, examples: Examples, batch_size: int) -> Scor
             for n, (_, _, nats, size) in zip(some, sums, strict=True):
                 bits[place[examples.pieces[n].document]] += nats / math.log(2)
                 sizes[place[examples.pieces[n].document]] += size
-    finally:
-        model.train(training)
     return Score(bits, sizes)
 
 

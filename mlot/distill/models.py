@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mlot._heads import longest_input
 from mlot.distill.errors import DistillError
 from mlot.distill.vocabularies import complete
 
@@ -111,8 +112,8 @@ def load_model(
         raise DistillError(
             f"{option}: expected a tokenizer of at most {embedded} tokens, as the model, got {len(tokenizer)}"
         )
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < length:
+    longest = longest_input(model)
+    if longest is not None and longest < length:
         raise DistillError(
             f"--length: expected at most {longest}, all that the model of {option} reads, got {length}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +97,12 @@ def save_teacher(
         raise ValueError("examples: expected at least one, got none")
     _check_examples(found, model)
 
+    from mlot._heads import evaluating
     from mlot.saved._head import find_head
 
     if device is not None:
         model.to(device)
-    with _evaluating(model):
+    with evaluating(model):
         head = find_head(model, _tensor([_probe(found)], model))
         manifest = Manifest(
             model=_name(model) if name is None else name,
@@ -193,16 +193,6 @@ def _name(model: Any) -> str:
     return PurePath(getattr(model.config, "_name_or_path", "") or "").name or type(model).__name__
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 def _check_model(model: Any) -> None:
     for attribute in ("config", "get_input_embeddings", "get_output_embeddings", "base_model"):
         if not hasattr(model, attribute):
@@ -212,10 +202,12 @@ def _check_model(model: Any) -> None:
 
 
 def _check_examples(examples: Sequence[TeacherExample], model: Any) -> None:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    from mlot._heads import longest_input
+
+    longest = longest_input(model)
     known = int(model.get_input_embeddings().weight.shape[0])
     for each in examples:
-        if isinstance(longest, int) and 0 < longest < len(each.ids):
+        if longest is not None and longest < len(each.ids):
             raise ValueError(
                 f"examples: expected at most {longest} tokens, all that the model reads, "
                 f"got an example of {len(each.ids)} ({_start(each)})"

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks, mask_from_labels
+from mlot._heads import longest_input
 from mlot.align import batch_pairs
 from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
 from mlot.training._batch import KEYS
 from mlot.training._examples import Pair, PreparedDataset, Truncation
-from mlot.training._heads import language_model, text_config
+from mlot.training._heads import language_model
 from mlot.training._render import render
 from mlot.training._teacher import characters_of, given_teachers
 from mlot.training._tokens import tokenize
@@ -298,9 +299,9 @@ class DistillationCollator:
             raise ValueError(
                 f"{name}_tokenizer: expected at most {rows} tokens, as the {name}, got {len(tokenizer)}"
             )
-        reads = getattr(text_config(model), "max_position_embeddings", None)
+        reads = longest_input(model)
         limit = getattr(self, f"{prefix}max_length")
-        if not isinstance(reads, int) or reads <= 0:
+        if reads is None:
             return
         if not self._given[prefix]:
             setattr(self, f"{prefix}max_length", reads if limit is None else min(limit, reads))

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mlot import LinearHead, MultiLevelOTConfig, Teacher, Traces, mask_from_labels, select
+from mlot._heads import HeadShape
 from mlot.nn import MultiLevelOTLoss
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
-from mlot.training._heads import HeadShape, head_shape, hidden_states
+from mlot.training._heads import head_shape, hidden_states
 
 #: What a teacher predicted, and the labels that say what of it counts (``None`` for traces): of several
 #: teachers, a list of each.

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from mlot import LinearHead, MultiLevelOTResult, MultiTeacherResult
+from mlot._heads import HeadShape
 from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
 from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
-from mlot.training._heads import HeadShape, head_shape, through_head
+from mlot.training._heads import head_shape, through_head
 from mlot.training._teacher import Predicted, make_predictor
 from mlot.training._terms import DIAGNOSTICS, RunningTerms
 
