@@ -1,5 +1,7 @@
 """What the Trainer refuses before the first step, and that nothing has been written by then."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -21,6 +23,7 @@ from transformers import (
 
 from mlot.nn import MultiLevelOTLoss
 from mlot.training import DistillationCollator, MultiLevelOTTrainer
+from mlot.training._validate import even_shares
 from training_cases import (
     examples,
     make_arguments,
@@ -212,3 +215,39 @@ def test_models_of_ones_own_are_taken(tmp_path):
     assert losses[2] < losses[0]
     with pytest.raises(ValueError, match="use_linear_head: .*got Bare without an output embedding"):
         make_trainer(tmp_path, model=Bare(), use_linear_head=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "batches"),
+    [
+        ({}, 5, None),
+        ({"even": False}, 5, 3),
+        ({"even": False}, 7, None),
+        ({"even": False, "drop": True}, 5, None),
+        ({"even": False, "drop": True}, 7, 3),
+        ({"even": False, "split": True}, 5, None),
+    ],
+)
+def test_processes_that_would_run_out_one_before_the_other(tmp_path, settings, count, batches):
+    """Processes count tokens together at each step, so all need as many steps."""
+    args = make_arguments(
+        tmp_path,
+        per_device_train_batch_size=2,
+        dataloader_drop_last=settings.get("drop", False),
+        accelerator_config={
+            "even_batches": settings.get("even", True),
+            "split_batches": settings.get("split", False),
+        },
+    )
+    even_shares(args, range(count))  # one process has them all
+    two = SimpleNamespace(
+        world_size=2,
+        accelerator_config=args.accelerator_config,
+        dataloader_drop_last=args.dataloader_drop_last,
+        train_batch_size=args.train_batch_size,
+    )
+    if batches is None:
+        even_shares(two, range(count))
+        return
+    with pytest.raises(ValueError, match=f"^accelerator_config: expected even_batches=True where {batches} "):
+        even_shares(two, range(count))

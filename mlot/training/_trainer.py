@@ -77,6 +77,7 @@ class MultiLevelOTMixin(_Base):
                 train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)
                 eval_dataset = data_collator.prepare_all("eval_dataset", eval_dataset, tell=tell)
             _validate.saved_examples(teacher, data_collator, train_dataset)
+        _validate.even_shares(args, train_dataset)
         super().__init__(
             model,
             args,

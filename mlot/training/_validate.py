@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,20 @@ def not_empty(name: str, dataset: Any) -> None:
             not_empty(f"{name}[{key!r}]", value)
     elif hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"{name}: expected at least one example, got none")
+
+
+def even_shares(args: MultiLevelOTTrainingArguments, dataset: Any) -> None:
+    """Require as many batches for every process: they count together."""
+    config: Any = args.accelerator_config
+    if args.world_size == 1 or config.even_batches or config.split_batches or not hasattr(dataset, "__len__"):
+        return
+    rounding = math.floor if args.dataloader_drop_last else math.ceil
+    batches = rounding(len(dataset) / args.train_batch_size)
+    if batches % args.world_size:
+        raise ValueError(
+            f"accelerator_config: expected even_batches=True where {batches} batches do not fall evenly to "
+            f"{args.world_size} processes, got even_batches=False"
+        )
 
 
 def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
