@@ -125,7 +125,7 @@ def test_json_lines(model: Path, tmp_path: Path) -> None:
             "expected as many booleans in mask as there are input_ids, 2",
         ),
         ("\n \n", "expected some text, but .* is empty"),
-        (b"\xff\xfe", "expected UTF-8, but .* is not"),
+        (b'{"text": "a"}\n\xff\xfe', "line 2 of .*: expected UTF-8: "),
     ],
 )
 def test_files_that_are_refused(

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlot._text import line_of, read_json_lines
 from mlot.distill.errors import DistillError
 
-#: Endings of files that hold records; any other file is text.
-RECORD_ENDINGS = (".jsonl", ".ndjson")
 _FORMS = "text, prompt and completion, or messages"
 
 
@@ -40,40 +39,29 @@ class Record:
         return len(self.content)
 
 
-def is_record_file(path: str | Path) -> bool:
-    """Whether a file holds records, by its name."""
-    return Path(path).suffix.lower() in RECORD_ENDINGS
-
-
 def read_records(path: str | Path) -> list[Record]:
     """Read a JSONL file; empty lines are passed over.
 
     Raises:
-        DistillError: a line is no record (the message says which and why), or there is none.
+        DistillError: there is no such file, a line is no record (the message says which and why), or there
+            is none.
     """
     path = Path(path)
+    try:
+        entries = read_json_lines(path)
+    except (OSError, ValueError) as error:
+        raise DistillError(str(error)) from error
     records = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                found = _record(json.loads(line.decode("utf-8")), number)
-            except (TypeError, ValueError) as error:
-                raise DistillError(f"--text: line {number} of {str(path)!r}: {_reason(error)}") from error
-            if found is not None:
-                records.append(found)
+    for number, value in entries:
+        try:
+            found = _record(value, number)
+        except (TypeError, ValueError) as error:
+            raise DistillError(f"{line_of(path, number)}: {error}") from error
+        if found is not None:
+            records.append(found)
     if not records:
         raise DistillError(f"--text: expected some text to learn, but {str(path)!r} has none")
     return records
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"expected UTF-8: {error}"
-    if isinstance(error, json.JSONDecodeError):
-        return f"expected JSON: {error}"
-    return str(error)
 
 
 def _record(value: Any, line: int) -> Record | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
+from mlot._storage import write_atomically
 from mlot.distill.errors import DistillError
 from mlot.distill.output import FORMAT, PARTIAL, UNFINISHED, created, drop_partial, is_stopped_run
 
@@ -216,9 +216,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object so that it is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, json.dumps(content).encode())

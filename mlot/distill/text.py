@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlot._text import is_json_lines, read_text
 from mlot.distill.errors import DistillError
-from mlot.distill.records import Record, is_record_file, read_records
+from mlot.distill.records import Record, read_records
 
 #: Folders that hold tests, generated or foreign code.
 _LEFT_OUT = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages"})
@@ -75,16 +76,12 @@ def read_documents(path: str | Path) -> list[str] | list[Record]:
         DistillError: there is no such file, it is not UTF-8, has no text, or a line that is no record.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DistillError(f"--text: expected a file, found none at {str(path)!r}")
-    if is_record_file(path):
+    if is_json_lines(path):
         return read_records(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DistillError(f"--text: expected UTF-8, but {str(path)!r} is not: {error}") from error
-    if not text.strip():
-        raise DistillError(f"--text: expected some text, but {str(path)!r} is empty")
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise DistillError(str(error)) from error
     return split_text(text)
 
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from mlot._text import is_json_lines, line_of, read_json_lines, read_text
 
 
 def read_file(path: Path) -> list[Any]:
     """Read the examples of a file, in the forms that `save_teacher` takes.
 
-    A file whose name ends in ``.jsonl`` has an object in each line: ``text``, or ``input_ids`` with
-    ``labels`` or ``mask``; other entries are ignored. Of any other file every line is a text. Blank lines
-    are skipped.
+    A file whose name ends in ``.jsonl`` or ``.ndjson`` has an object in each line: ``text``, or ``input_ids``
+    with ``labels`` or ``mask``; other entries are ignored. Of any other file every line is a text. Blank
+    lines are skipped.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is not UTF-8, or a line is not of that form;
             the message says which.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--text: expected a file, found none at {str(path)!r}")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text: expected UTF-8, but {str(path)!r} is not: {error}") from error
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not filled:
+    if not is_json_lines(path):
+        return [line for line in read_text(path).split("\n") if line.strip()]
+    entries = read_json_lines(path)
+    if not entries:
         raise ValueError(f"--text: expected some text, but {str(path)!r} is empty")
-    if path.suffix != ".jsonl":
-        return [line.removesuffix("\r") for _, line in filled]
-    return [_example(line, f"--text: line {number} of {str(path)!r}") for number, line in filled]
+    return [_example(entry, line_of(path, number)) for number, entry in entries]
 
 
-def _example(line: str, where: str) -> Any:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected JSON: {error}") from error
+def _example(entry: Any, where: str) -> Any:
     if isinstance(entry, dict) and isinstance(entry.get("text"), str) and "input_ids" not in entry:
         return entry["text"]
     if not isinstance(entry, dict) or not _integers(entry.get("input_ids")):
