@@ -162,6 +162,14 @@ def test_what_is_refused_before_any_work(tokenizer: object, tmp_path: Path) -> N
         ([TEXTS[0], ([1, 2], [1])], {}, ValueError, r"^examples\[1\]: expected labels or a mask \(2,\)"),
         ([([1, 2], [0.5, 1.0])], {}, TypeError, r"^examples\[0\]: expected labels \(integers\) or a mask"),
         ([{"input_ids": [1]}], {}, ValueError, r"^examples\[0\]: expected input_ids with labels or mask"),
+        ([{"input_ids": [1, 2], "mask": [0, 1]}], {}, TypeError, "expected booleans for mask, got int64"),
+        ([{"input_ids": [1, 2], "labels": [True, False]}], {}, TypeError, "expected integers for labels"),
+        (
+            [{"input_ids": [1, 2], "labels": [1, 2], "mask": [True, False]}],
+            {},
+            ValueError,
+            r"^examples\[0\]: expected input_ids with labels or mask, got input_ids, labels, mask",
+        ),
         ([([1.5], None)], {}, TypeError, r"^examples\[0\]: ids: expected integers"),
         (TEXTS, {"k": 0}, ValueError, "^k: expected an integer >= 1 or None, got 0"),
         (TEXTS, {"dtype": "int8"}, ValueError, "^dtype: expected one of"),
@@ -178,6 +186,8 @@ def test_what_is_refused_before_any_work(tokenizer: object, tmp_path: Path) -> N
         TypeError, match="^model: expected a causal language model of transformers, got Linear"
     ):
         save_teacher(nn.Linear(2, 2), tokenizer, TEXTS, tmp_path / "t")
+    with pytest.raises(ValueError, match="^model: expected a model with a causal head, .*, got LlamaModel"):
+        save_teacher(model.model, tokenizer, TEXTS, tmp_path / "t")
     assert not calls
     assert not (tmp_path / "t").exists()
     cut = save_teacher(model, tokenizer, [long], tmp_path / "cut", k=9, max_length=LONGEST)

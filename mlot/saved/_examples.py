@@ -59,12 +59,14 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
+    said = None
     if isinstance(value, Mapping):
-        if "input_ids" not in value or not {"labels", "mask"} & set(value):
+        if "input_ids" not in value or len({"labels", "mask"} & set(value)) != 1:
             raise ValueError(
                 f"{name}: expected input_ids with labels or mask, got {', '.join(map(str, value))}"
             )
-        ids, kept = value["input_ids"], value["labels" if "labels" in value else "mask"]
+        said = "labels" if "labels" in value else "mask"
+        ids, kept = value["input_ids"], value[said]
     elif isinstance(value, tuple | list) and len(value) == 2:
         ids, kept = value
     else:
@@ -76,6 +78,10 @@ def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
     kept = ids if kept is None else np.asarray(kept.detach().cpu() if hasattr(kept, "detach") else kept)
     if kept.shape != ids.shape:
         raise ValueError(f"{name}: expected labels or a mask ({len(ids)},), as ids, got shape {kept.shape}")
+    # A mask of 0 and 1 would pass for labels.
+    for kind, wanted, types in (("mask", "booleans", "b"), ("labels", "integers", "iu")):
+        if said == kind and kept.size and kept.dtype.kind not in types:
+            raise TypeError(f"{name}: expected {wanted} for {kind}, got {kept.dtype}")
     ids, kept = ids[:max_length], kept[:max_length]
     mask = _mask(name, kept)
     return TeacherExample(key_of(ids, mask), ids.astype(np.int32), mask)

@@ -199,6 +199,11 @@ def _check_model(model: Any) -> None:
             raise TypeError(
                 f"model: expected a causal language model of transformers, got {type(model).__name__}"
             )
+    if model.base_model is model and model.get_output_embeddings() is None:
+        raise ValueError(
+            "model: expected a model with a causal head, such as LlamaForCausalLM, "
+            f"got {type(model).__name__}"
+        )
 
 
 def _check_examples(examples: Sequence[TeacherExample], model: Any) -> None:
