@@ -154,6 +154,7 @@ def test_windows_longer_than_a_model_reads(refused, folders, text):
     ("arguments", "message"),
     [
         ("--steps 0", "--steps: expected an integer >= 1, got 0"),
+        ("--checkpoint-every -1", "--checkpoint-every: expected an integer >= 0 or None, got -1"),
         ("--teacher-steps 0", "--teacher-steps: expected an integer >= 1, got 0"),
         ("--batch-size -1", "--batch-size: expected an integer >= 1, got -1"),
         ("--accumulation 0", "--accumulation: expected an integer >= 1, got 0"),
