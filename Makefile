@@ -45,7 +45,7 @@ $(DOCS_STAMP): $(STAMP)
 docs: $(DOCS_STAMP)  ## Build the documentation into docs/_build/html; every warning is an error.
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -d docs/_build/doctrees docs docs/_build/html
 
-docs-check: docs  ## Look at every built page in headless Chromium, and run the code that the pages show.
+docs-check: docs  ## Look at every built page in headless Chromium: formulas, links, pictures, and what is loaded.
 	$(BIN)/python docs/check.py
 
 efficacy: $(STAMP)  ## Compare the losses on the same student, text and budget; see benchmarks/efficacy/README.md.
