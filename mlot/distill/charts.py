@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 #: Size of a chart and its margins, in units of the SVG; a phone shows them about as they are.
 _WIDTH, _HEIGHT = 360.0, 210.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 10.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 10.0, 10.0, 34.0
 #: With more points than this, a line is drawn without dots.
 _MOST_DOTS = 60
 #: Numbers at ticks that are longer are written with an exponent.
