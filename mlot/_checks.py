@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+from pathlib import Path
 from typing import Any
 
 from mlot._composite import Composite
@@ -50,6 +52,13 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
         raise TypeError(f"{name}: expected one of {options}, got {type(value).__name__} {value!r}")
     if value not in options:
         raise ValueError(f"{name}: expected one of {options}, got {value!r}")
+
+
+def path(name: str, value: Any) -> Path:
+    """Require a path and return it."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__} {value!r}")
+    return Path(value)
 
 
 def temperatures(temperature: Any, extra: Any) -> tuple[float, ...]:
@@ -206,6 +215,25 @@ def pairs(
                     f"got {low if low < -1 else high}"
                 )
     return xp.restrict_pairs(value, student_mask, teacher_mask)
+
+
+def compared(
+    student: Any, teacher: Any, student_mask: Any, teacher_mask: Any, position_pairs: Any, backend: str | None
+) -> tuple[Backend, Any, Any, Array, Array, Array]:
+    """Find the backend of two sources and check what of them is compared; masks and pairs may be None."""
+    arguments = {
+        "student": student,
+        "teacher": teacher,
+        "student_mask": student_mask,
+        "teacher_mask": teacher_mask,
+        "pairs": position_pairs,
+    }
+    xp, (student, teacher, student_mask, teacher_mask, position_pairs) = resolve(arguments, backend)
+    student_mask = source_and_mask(xp, "student", student, "student_mask", student_mask)
+    teacher_mask = source_and_mask(xp, "teacher", teacher, "teacher_mask", teacher_mask)
+    same_batch(student, teacher)
+    position_pairs = pairs(xp, position_pairs, student, teacher, student_mask, teacher_mask)
+    return xp, student, teacher, student_mask, teacher_mask, position_pairs
 
 
 def traces(name: str, value: Any) -> None:

@@ -118,20 +118,9 @@ def truncation_bounds(
     if not isinstance(teacher, TopKLogprobs):
         raise TypeError(f"teacher: expected TopKLogprobs, got {type(teacher).__name__}")
     _checks.student_source("student", student)
-    xp, (student, teacher, student_mask, teacher_mask, pairs) = _checks.resolve(
-        {
-            "student": student,
-            "teacher": teacher,
-            "student_mask": student_mask,
-            "teacher_mask": teacher_mask,
-            "pairs": pairs,
-        },
-        backend,
+    xp, student, teacher, student_mask, teacher_mask, pairs = _checks.compared(
+        student, teacher, student_mask, teacher_mask, pairs, backend
     )
-    student_mask = _checks.source_and_mask(xp, "student", student, "student_mask", student_mask)
-    teacher_mask = _checks.source_and_mask(xp, "teacher", teacher, "teacher_mask", teacher_mask)
-    _checks.same_batch(student, teacher)
-    pairs = _checks.pairs(xp, pairs, student, teacher, student_mask, teacher_mask)
     k, pool = _columns(config, student, teacher)
     pooled = _traces(xp, student, student_mask, pool, config, "student").map(xp.stop_gradient)
     traces = _traces(xp, teacher, teacher_mask, k, config, "teacher")

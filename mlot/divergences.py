@@ -185,20 +185,9 @@ def uld(
     _check_reduction(reduction, num_items)
     for name, source in (("student", student), ("teacher", teacher)):
         _checks.whole_source(name, source, "ULD needs every column")
-    xp, (student, teacher, student_mask, teacher_mask, pairs) = _checks.resolve(
-        {
-            "student": student,
-            "teacher": teacher,
-            "student_mask": student_mask,
-            "teacher_mask": teacher_mask,
-            "pairs": pairs,
-        },
-        backend,
+    xp, student, teacher, student_mask, teacher_mask, pairs = _checks.compared(
+        student, teacher, student_mask, teacher_mask, pairs, backend
     )
-    student_mask = _checks.source_and_mask(xp, "student", student, "student_mask", student_mask)
-    teacher_mask = _checks.source_and_mask(xp, "teacher", teacher, "teacher_mask", teacher_mask)
-    _checks.same_batch(student, teacher)
-    pairs = _checks.pairs(xp, pairs, student, teacher, student_mask, teacher_mask)
     sums = xp.uld(student, teacher, student_mask, teacher_mask, pairs)
     return reduce_sums(sums, xp.count_pairs(pairs), reduction, num_items)
 

@@ -182,14 +182,22 @@ def take(
     rows: RowSource, columns: Tensor, mask: Tensor, found: Scan, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``(B, T, k)`` of given columns, and normalisers ``(B, T, n)``."""
-    kept = rows.columns(columns).sub_(found.top[..., None])
-    if found.scale is not None:
-        kept.div_(found.scale[..., None])
-    log_probs = kept.div_(settings.temperature).sub_(found.log_totals[0, :, :, None])
+    return normalized(
+        rows.columns(columns).sub_(found.top[..., None]), found.log_totals, found.scale, mask, settings
+    )
+
+
+def normalized(
+    kept: Tensor, log_totals: Tensor, scale: Tensor | None, mask: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, in place, and normalisers of kept logits ``(B, T, k)`` less each row's largest."""
+    if scale is not None:
+        kept.div_(scale[..., None])
+    log_probs = kept.div_(settings.temperature).sub_(log_totals[0, :, :, None])
     log_probs.masked_fill_(~mask[..., None], -torch.inf)
     normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
     for n, extra in enumerate(settings.extra):
-        normalizers[..., n] = found.log_totals[n + 1] - settings.temperature / extra * found.log_totals[0]
+        normalizers[..., n] = log_totals[n + 1] - settings.temperature / extra * log_totals[0]
     return log_probs, normalizers
 
 

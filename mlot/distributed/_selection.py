@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mlot.backends.torch_rows import HeadRows, Kind, RowSource, walk, walk_back
-from mlot.backends.torch_select import _STD_OFFSET, Settings, _reduce, heaviest_columns
+from mlot.backends.torch_select import _STD_OFFSET, Settings, _reduce, heaviest_columns, normalized
 from mlot.distributed._place import Place
 from mlot.traces import Traces
 
@@ -176,15 +176,7 @@ class _Take(torch.autograd.Function):
         shape = (*mask.shape, columns.shape[1])
         kept = rows.columns(index) if rows.shape[2] else found.top.new_zeros(shape)
         kept = torch.where(here[:, None, :] & mask[..., None], kept - found.top[..., None], 0)
-        kept = place.total(kept)
-        if found.scale is not None:
-            kept.div_(found.scale[..., None])
-        log_probs = kept.div_(settings.temperature).sub_(found.log_totals[0, :, :, None])
-        log_probs.masked_fill_(~mask[..., None], -torch.inf)
-        normalizers = log_probs.new_zeros((*mask.shape, len(settings.extra)))
-        for n, extra in enumerate(settings.extra):
-            normalizers[..., n] = found.log_totals[n + 1] - settings.temperature / extra * found.log_totals[0]
-        return log_probs, normalizers
+        return normalized(place.total(kept), found.log_totals, found.scale, mask, settings)
 
     @staticmethod
     @once_differentiable
