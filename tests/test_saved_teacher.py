@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 import torch
 from tokenizers import Tokenizer
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 import mlot
 import saved_models
@@ -17,6 +18,10 @@ from mlot.saved import SavedTeacher, example_key, fingerprint, save_teacher
 from problems import as_numpy
 from saved_cases import FIELDS, files_of, in_dtype
 from saved_models import LONGEST, TEXTS, VOCABULARY, WithoutHead, alone, assert_saved, llama
+
+TINY_BERT = BertConfig(
+    vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +191,10 @@ def test_what_is_refused_before_any_work(tokenizer: object, tmp_path: Path) -> N
         TypeError, match="^model: expected a causal language model of transformers, got Linear"
     ):
         save_teacher(nn.Linear(2, 2), tokenizer, TEXTS, tmp_path / "t")
-    with pytest.raises(ValueError, match="^model: expected a model with a causal head, .*, got LlamaModel"):
-        save_teacher(model.model, tokenizer, TEXTS, tmp_path / "t")
+    masked = BertForMaskedLM(TINY_BERT)
+    for other, kind in ((model.model, "LlamaModel"), (masked, "BertForMaskedLM")):
+        with pytest.raises(ValueError, match=f"^model: expected a model with a causal head, .*, got {kind}$"):
+            save_teacher(other, tokenizer, TEXTS, tmp_path / "t")
     assert not calls
     assert not (tmp_path / "t").exists()
     cut = save_teacher(model, tokenizer, [long], tmp_path / "cut", k=9, max_length=LONGEST)

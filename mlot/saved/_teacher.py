@@ -90,6 +90,7 @@ def save_teacher(
     _checks.count("examples_per_shard", examples_per_shard)
     extra = _checks.temperatures(temperature, extra_temperatures)
     _checks.flag("standardize", standardize)
+    _checks.path("folder", folder)
     safetensors_numpy("folder")
     _check_model(model)
     found = read_examples(examples, tokenizer, max_length)
@@ -199,7 +200,8 @@ def _check_model(model: Any) -> None:
             raise TypeError(
                 f"model: expected a causal language model of transformers, got {type(model).__name__}"
             )
-    if model.base_model is model and model.get_output_embeddings() is None:
+    generates = getattr(model, "can_generate", None)  # whether transformers has it write, token by token
+    if (callable(generates) and not generates()) or getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(
             "model: expected a model with a causal head, such as LlamaForCausalLM, "
             f"got {type(model).__name__}"
