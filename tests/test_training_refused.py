@@ -97,6 +97,36 @@ def test_empty_data(refused):
     )
 
 
+def test_examples_of_no_form_are_named(refused):
+    refused(
+        r"^train_dataset\[1\]: example: expected text, prompt and completion, or messages, got txt$",
+        dataset=[*examples()[:1], {"txt": "a"}],
+    )
+    refused(
+        r"^eval_dataset\['b'\]\[0\]: text: expected a string, got NoneType$",
+        TypeError,
+        eval_dataset={"a": examples(), "b": [{"text": None}]},
+    )
+    # strings contain the names of keys, too
+    for text in ("a text", "a text of input_ids"):
+        refused(
+            r"^train_dataset\[0\]: example: expected a mapping with text, .*, got str$",
+            TypeError,
+            dataset=[text],
+        )
+
+
+def test_no_collator(tmp_path):
+    with pytest.raises(ValueError, match="data_collator: expected a DistillationCollator, .*, got None"):
+        MultiLevelOTTrainer(
+            make_student(),
+            make_arguments(tmp_path / "out"),
+            teacher=make_teacher(),
+            train_dataset=examples(),
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_text_longer_than_the_context(refused, tmp_path, caplog):
     refused(
         "max_length: expected at most 64, all that the student reads, got 65",

@@ -221,7 +221,8 @@ class DistillationCollator:
             tell: whether to log what was cut, if something was; an error tells in any case.
 
         Raises:
-            ValueError: nothing is left to learn.
+            TypeError, ValueError: nothing is left to learn, or an example has none of the forms of
+                `DistillationCollator`; the message says which.
         """
         if isinstance(dataset, Mapping):
             return {
@@ -229,11 +230,15 @@ class DistillationCollator:
             }
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
             return dataset
-        if "input_ids" in dataset[0]:
+        if isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
             return dataset
         made, total = [], Truncation()
         for n in range(len(dataset)):
-            columns, truncation = self._prepare(dataset[n])
+            try:
+                columns, truncation = self._prepare(dataset[n])
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{name}[{n}]: {error}") from error
             total += truncation
             if not truncation.empty:
                 made.append(columns)

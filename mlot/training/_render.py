@@ -43,6 +43,8 @@ def render(
         TypeError, ValueError: an example that is none of these, or a chat template that changes what the
             assistant says in other ways than by stripping it.
     """
+    if not isinstance(example, Mapping):
+        raise TypeError(f"example: expected a mapping with {FORMS}, got {type(example).__name__}")
     if "messages" in example:
         return _conversation(_messages("messages", example["messages"]), 0, tokenizers, settings)
     if "prompt" in example and "completion" in example:

@@ -68,6 +68,7 @@ class MultiLevelOTMixin(_Base):
         _validate.student(model)
         _validate.teacher(teacher, model, args, criterion)
         _validate.unused(kwargs)
+        _validate.collator(data_collator, teacher)
         _validate.not_empty("train_dataset", train_dataset)
         _validate.not_empty("eval_dataset", eval_dataset)
         if isinstance(data_collator, DistillationCollator):

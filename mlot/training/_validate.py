@@ -88,6 +88,14 @@ def causal(name: str, model: Any) -> None:
         raise ValueError(f"{name}: expected a model with a causal head, such as LlamaForCausalLM, got {kind}")
 
 
+def collator(value: Any, asked: Any) -> None:
+    """Require a collator where a teacher is asked: those of transformers make none of its columns."""
+    if value is None and asked is not None:
+        raise ValueError(
+            "data_collator: expected a DistillationCollator, or one that makes batches as it does, got None"
+        )
+
+
 def unused(kwargs: Mapping[str, Any]) -> None:
     """Refuse what the Trainer would not use."""
     if kwargs.get("compute_loss_func") is not None:
