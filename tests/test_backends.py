@@ -161,6 +161,13 @@ def test_importing_mlot_imports_neither_torch_nor_pot() -> None:
     assert run(code) == "[]\n"
 
 
+@pytest.mark.parametrize("module", ["align", "bounds", "saved", "serving", "teachers", "testing", "topk"])
+def test_importing_a_module_imports_nothing_optional(module: str) -> None:
+    optional = ("torch", "ot", "transformers", "tokenizers", "safetensors", "matplotlib", "rich", "filelock")
+    code = f"import sys, mlot.{module}; print(sorted({set(optional)} & set(sys.modules)))"
+    assert run(code) == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("missing", "call", "message"),
     [

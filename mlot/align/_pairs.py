@@ -80,6 +80,8 @@ def batch_pairs(pairs: Sequence[Any], *, student_offset: Any = 0, teacher_offset
     >>> batch_pairs([[[0, 0], [2, 1]], [[1, 1]]], student_offset=[0, 3]).tolist()
     [[[0, 0], [2, 1]], [[4, 1], [-1, -1]]]
     """
+    if not hasattr(pairs, "__iter__"):
+        raise TypeError(f"pairs: expected pairs for each sequence, got {type(pairs).__name__}")
     rows = [_pair_rows(n, row) for n, row in enumerate(pairs)]
     shifts = np.stack(
         [

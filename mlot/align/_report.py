@@ -140,8 +140,7 @@ def report(
     if (student_vocabulary is None) != (teacher_vocabulary is None):
         missing = "student" if student_vocabulary is None else "teacher"
         raise ValueError(f"{missing}_vocabulary: expected both vocabularies or neither, got None")
-    students = [student] if isinstance(student, TokenBytes) else list(student)
-    teachers = [teacher] if isinstance(teacher, TokenBytes) else list(teacher)
+    students, teachers = _sequences("student", student), _sequences("teacher", teacher)
     if len(students) != len(teachers):
         raise ValueError(f"teacher: expected {len(students)} sequences, as student, got {len(teachers)}")
     for one, other in zip(students, teachers, strict=True):
@@ -170,6 +169,14 @@ def report(
         sum(not other.exact for other in teachers),
         *overlap,
     )
+
+
+def _sequences(name: str, value: Any) -> list[TokenBytes]:
+    if isinstance(value, TokenBytes):
+        return [value]
+    if not hasattr(value, "__iter__"):
+        raise TypeError(f"{name}: expected TokenBytes or a sequence of them, got {type(value).__name__}")
+    return list(value)
 
 
 def vocabulary_overlap(student: Any, teacher: Any) -> tuple[float, float]:

@@ -176,7 +176,7 @@ class Manifest:
             )
         if not isinstance(wanted.get("settings", {}), Mapping):
             raise TypeError(f"expect: expected settings as a mapping, got {wanted['settings']!r}")
-        if "extra_temperatures" in wanted:
+        if isinstance(wanted.get("extra_temperatures"), list):
             wanted["extra_temperatures"] = tuple(wanted["extra_temperatures"])
         different = {
             name: (value, found[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class SavedTeacher:
     def __init__(
         self, folder: str | os.PathLike[str], expect: Manifest | Mapping[str, Any] | None = None
     ) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = _checks.path("folder", folder).absolute()
         self.manifest = read_manifest(self.folder)
         if expect is not None:
             self.manifest.require(expect, self.folder)
@@ -284,7 +283,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> dict[str, str | None]:
     Raises:
         FileNotFoundError, ValueError: there is no manifest, or it is damaged.
     """
-    folder = Path(folder)
+    folder = _checks.path("folder", folder)
     manifest = read_manifest(folder)
     found: dict[str, str | None] = {}
     seen: set[bytes] = set()

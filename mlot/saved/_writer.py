@@ -66,9 +66,9 @@ class TeacherWriter:
         if not isinstance(manifest, Manifest):
             raise TypeError(f"manifest: expected a Manifest, got {type(manifest).__name__}")
         _checks.count("examples_per_shard", examples_per_shard)
+        self.folder, self.manifest = _checks.path("folder", folder).absolute(), manifest
         safetensors_numpy("folder")
         _filelock()
-        self.folder, self.manifest = Path(folder).absolute(), manifest
         self._capacity = examples_per_shard
         self._gathered: list[Example] = []
         self._pending: set[bytes] = set()
