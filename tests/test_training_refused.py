@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mlot.nn import MultiLevelOTLoss
-from mlot.training import DistillationCollator, MultiLevelOTTrainer
+from mlot.training import DistillationCollator, MultiLevelOTTrainer, PreparedDataset
 from mlot.training._validate import even_shares
 from training_cases import (
     examples,
@@ -183,6 +183,14 @@ def test_tokenizers_of_larger_models(refused):
     size = len(student_tokenizer())
     refused(f"student_tokenizer: expected at most 100 tokens, as the student, got {size}", model=small)
     refused("teacher_tokenizer: expected at most 100 tokens, as the teacher", teacher=small)
+
+
+def test_arguments_of_another_kind_are_named(refused):
+    refused("criterion: expected a module or None, got int", TypeError, criterion=3)
+    with pytest.raises(TypeError, match=r"^template_settings: expected a mapping or None, got list"):
+        make_collator(template_settings=[("a", 1)])
+    with pytest.raises(TypeError, match=r"^examples: expected an iterable of examples, got int"):
+        PreparedDataset(3)
 
 
 def test_teachers_that_are_none(refused):

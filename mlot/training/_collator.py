@@ -96,6 +96,10 @@ class DistillationCollator:
         _checks.choice("pairs", pairs, ("boundary", "index"))
         _checks.choice("padding_side", padding_side, ("right", "left"))
         _checks.count("pad_to_multiple_of", pad_to_multiple_of, allow_none=True)
+        if template_settings is not None and not isinstance(template_settings, Mapping):
+            raise TypeError(
+                f"template_settings: expected a mapping or None, got {type(template_settings).__name__}"
+            )
         for name, flag in (("keys", keys), ("add_start", add_start), ("add_end", add_end)):
             _checks.flag(name, flag)
         self.tokenizers = (student_tokenizer, teacher_tokenizer)

@@ -115,6 +115,8 @@ class PreparedDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, examples: Iterable[Mapping[str, Any]]) -> None:
+        if not isinstance(examples, Iterable):
+            raise TypeError(f"examples: expected an iterable of examples, got {type(examples).__name__}")
         # Arrays of 32 bits take an eighth of what lists of integers take.
         self._examples: list[dict[str, Any]] = [
             {

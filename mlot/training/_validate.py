@@ -39,6 +39,8 @@ def student(model: Any) -> None:
 
 def teacher(value: Any, model: Any, args: MultiLevelOTTrainingArguments, criterion: Any) -> None:
     """Require a teacher that is a model or saved, and fits the settings; none if nobody asks it."""
+    if criterion is not None and not callable(criterion):
+        raise TypeError(f"criterion: expected a module or None, got {type(criterion).__name__}")
     if value is None:
         if args.alpha:
             raise ValueError(f"teacher: expected a teacher, or alpha=0, got None with alpha={args.alpha}")
