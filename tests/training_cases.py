@@ -65,21 +65,25 @@ def make_student(dropout=0.0, dtype=torch.float64, positions=64):
     return GPT2LMHeadModel(config).to(dtype)
 
 
+def make_llama(seed, *, dtype=torch.float64, **settings):
+    torch.manual_seed(seed)
+    settings = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+    } | settings
+    return LlamaForCausalLM(LlamaConfig(**settings)).to(dtype)
+
+
 def make_teacher(dropout=0.0, dtype=torch.float64, positions=64):
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=275,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=positions,
-        attention_dropout=dropout,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.3,
+    return make_llama(
+        1, dtype=dtype, vocab_size=275, max_position_embeddings=positions, attention_dropout=dropout
     )
-    return LlamaForCausalLM(config).to(dtype)
 
 
 def make_collator(**settings):

@@ -6,26 +6,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from training_cases import examples, make_trainer
+from training_cases import examples, make_llama, make_trainer
 
 
 def untied():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=270,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).double()
+    return make_llama(0, vocab_size=270, intermediate_size=24, tie_word_embeddings=False)
 
 
 def trainer(folder, size, **settings):
