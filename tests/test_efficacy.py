@@ -1,5 +1,6 @@
 """The study of what helps is fair, resumes, and says what its numbers say."""
 
+import contextlib
 import json
 import math
 import os
@@ -25,11 +26,11 @@ from benchmarks.efficacy.claim import claim
 from benchmarks.efficacy.cli import main
 from benchmarks.efficacy.evaluation import measure
 from benchmarks.efficacy.methods import BY_NAME, CE, FULL, METHODS
-from benchmarks.efficacy.sizes import SIZES
+from benchmarks.efficacy.sizes import GAPS, SIZES, STARTS
 from benchmarks.efficacy.statistics import estimate, holm, p_value, paired
 from benchmarks.efficacy.student import _Inputs, train, written
 from benchmarks.efficacy.training import batches, order
-from benchmarks.efficacy.trials import Cell, Trial, cells, choose, grid, search
+from benchmarks.efficacy.trials import Cell, Trial, cells, check, choose, grid, search
 from benchmarks.efficacy.windows import cut
 from benchmarks.efficacy.work import OtherStudyError, Study
 from mlot.distill.text import standard_library_documents
@@ -73,19 +74,21 @@ def material(finished):
 
 def test_results_hold_every_training_and_the_table_every_method(finished):
     found = json.loads((finished.results / "results.json").read_text(encoding="utf-8"))
-    assert len(found["trials"]) == len(cells()) * (2 + len(TINY.seeds))
-    assert {one["purpose"] for one in found["trials"]} == {"search", "final"}
+    assert len(found["trials"]) == len(cells()) * (2 + len(TINY.seeds)) + 2 * len(TINY.seeds)
+    assert {one["purpose"] for one in found["trials"]} == {"search", "final", "check"}
     assert {"cpu", "torch", "python", "mlot"} <= set(found["environment"])
     text = (finished.results / "efficacy.md").read_text(encoding="utf-8")
     assert text.split("\n\n")[1] == found["claim"]
     for method in METHODS:
-        assert text.count(f"{method.label.strip()} |") >= 2 * len(settings())
+        assert text.count(f"{method.label.strip()} |") >= 2 * 4
     for name in ("bits-per-byte.png", "cloze-accuracy.png", "word-accuracy.png"):
         assert (finished.results / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in text
+    assert "Not finished" not in text
     assert str(finished.work) not in text + json.dumps(found)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether workers end")
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished.work, work)
@@ -124,11 +127,13 @@ def without_times(found):
 
 
 def alive(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of a group runs; one that has ended may wait to be collected by no one."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text(encoding="utf-8").rpartition(") ")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def wait_until(condition, seconds=240):
@@ -136,6 +141,22 @@ def wait_until(condition, seconds=240):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_report_of_the_finished_part_says_what_is_missing(finished, tmp_path, capsys):
+    work = tmp_path / "work"
+    shutil.copytree(finished.work, work)
+    (report := tmp_path / "results").mkdir()
+    command = ["--size", "tiny", "--report", "--work", str(work), "--results", str(report)]
+    next((work / "trials").glob("final-pretrained-*")).unlink()
+    assert main(command) == 0
+    text = (report / "efficacy.md").read_text(encoding="utf-8")
+    assert "in each of 2 settings (a student from scratch; a better or a worse teacher)" in text
+    assert "Not finished, and not in these tables: student trained on other text first." in text
+    assert "### Student trained on other text first" not in text
+    next((work / "trials").glob("search-scratch-*")).unlink()
+    assert main(command) == 2
+    assert "nothing is finished" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_study_is_refused(finished, tmp_path, capsys):
@@ -175,7 +196,11 @@ def test_every_method_has_the_same_number_of_trials(finished):
         for start in ("scratch", "pretrained"):
             assert len({frozenset(found) for cell, found in tried.items() if cell.start == start}) == 1
     assert {(cell.method, cell.start, cell.gap) for cell in cells()} >= {
-        (method.name, start, gap) for method in METHODS if method.name != CE for start, gap in settings()
+        (method.name, start, gap)
+        for method in METHODS
+        if method.name != CE
+        for start in STARTS
+        for gap in GAPS
     }
 
 
@@ -473,7 +498,7 @@ def test_holms_adjustment_rejects_what_the_step_down_test_does(values):
         assert {name for name, value in adjusted.items() if value <= level} == rejected
 
 
-def made_up(difference, noise=0.001):
+def made_up(difference, noise=0.001, checked=0.0):
     """Trainings whose methods differ from cross-entropy alone by what a function says."""
     found = []
     for method, start, gap in [(cell.method, cell.start, cell.gap) for cell in cells()]:
@@ -482,6 +507,8 @@ def made_up(difference, noise=0.001):
             one = {"purpose": "final", "method": method, "start": start, "gap": gap, "seed": seed}
             one |= {"bits_per_byte": bits, "word_accuracy": 0.1, "cloze_accuracy": 0.5}
             found.append({**one, "learning_rate": 1e-3, "alpha": 0.9, "processor_seconds": 1.0})
+            if method == CE:
+                found.append({**found[-1], "purpose": "check", "bits_per_byte": bits + checked})
     return found
 
 
@@ -491,11 +518,11 @@ def test_the_claim_follows_the_numbers():
             return -0.5 if start == "scratch" else 0.25
         return {"uld": 0.1, "released": 0.0, "sequence-kd": -0.1}.get(method, 0.0)
 
-    results = made_up(difference, noise=0.02)
+    results = made_up(difference, noise=0.02, checked=1.0)
     table = rows(results)
     text = claim(results, table, 5)
     assert "With 5 seeds in each of 4 settings" in text
-    means = [contrast(results, FULL, CE, setting, "bits_per_byte").mean for setting in settings()]
+    means = [contrast(results, FULL, CE, setting, "bits_per_byte").mean for setting in settings(results)]
     own = f"{BY_NAME[FULL].label}, {min(means):+.3f} to {max(means):+.3f}, better in 2 of 4, worse in 2 of 4"
     assert own in text
     for name, said in (
@@ -505,8 +532,11 @@ def test_the_claim_follows_the_numbers():
     ):
         start = text.index(f"{BY_NAME[name].label}, ")
         assert text[start:].split(";")[0].split(". ")[0].endswith(said)
-    assert "sequence-level KD in 2 of 4; MultiLevelOT: optimal matching, boundary pairs in 2 of 4" in text
-    assert "instead of ULD, better in 2 of 4, worse in 2 of 4" in text
+    assert "sequence-level KD in 2 of 4, MultiLevelOT: optimal matching, boundary pairs in 2 of 4" in text
+    assert "boundary instead of index pairs (optimal matching), better in 2 of 4, worse in 2 of 4" in text
+    assert "of 12 differences shown, ablations included" in text
+    assert f"against it at a rate that all were tried with, {BY_NAME[FULL].label} is better in 4 of 4" in text
+    assert "Of 36 comparisons with cross-entropy alone, intervals show the cloze test 0 better and 0" in text
     verdicts = {row.method: row.verdict for row in table["pretrained", "wide"]}
     assert (verdicts[FULL], verdicts["uld"], verdicts["sequence-kd"], verdicts[CE]) == (
         "worse",
@@ -522,13 +552,26 @@ def test_rows_pair_every_method_with_cross_entropy_of_its_start():
         if found["method"] == CE and found["start"] == "pretrained":
             found["bits_per_byte"] += 1
     table = rows(results)
-    for start, gap in settings():
+    for start, gap in settings(results):
         row = next(row for row in table[start, gap] if row.method == FULL)
         expected = (-0.3 if gap == "wide" else 0.0) - (1 if start == "pretrained" else 0)
         assert row.differences["bits_per_byte"].mean == pytest.approx(expected, abs=0.01)
         assert row.differences["bits_per_byte"].count == 5
         assert set(row.values) == set(MEASURES)
         assert by_seed(results, CE, (start, gap), "bits_per_byte").keys() == set(range(5))
+
+
+def test_the_check_gives_cross_entropy_the_best_rate_of_the_others():
+    size = SIZES["small"]
+    found = {trial.name: {"bits_per_byte": 3.0 + trial.learning_rate} for trial in search(size)}
+    for start in STARTS:
+        own = {rate for rate, _ in grid(size, Cell(FULL, start, "wide"))}
+        trials = check(size, found, (start,))
+        assert {trial.learning_rate for trial in trials} == {min(own)}
+        assert [trial.seed for trial in trials] == list(size.seeds)
+        assert {(trial.method, trial.start, trial.gap, trial.alpha) for trial in trials} == {
+            (CE, start, "", 0.0)
+        }
 
 
 def test_the_search_chooses_the_fewest_bits():

@@ -59,9 +59,10 @@ class Row:
         return "better" if found.mean < 0 else "worse"
 
 
-def settings() -> list[Setting]:
-    """Starts and gaps."""
-    return [(start, gap) for start in STARTS for gap in GAPS]
+def settings(results: Sequence[dict[str, Any]]) -> list[Setting]:
+    """Starts and gaps of the comparison."""
+    found = {one["start"] for one in results if one["purpose"] == "final"}
+    return [(start, gap) for start in STARTS if start in found for gap in GAPS]
 
 
 def of(results: Sequence[dict[str, Any]], method: str, setting: Setting) -> list[dict[str, Any]]:
@@ -90,18 +91,29 @@ def rows(results: Sequence[dict[str, Any]]) -> dict[Setting, list[Row]]:
                 by_seed(results, method.name, setting, "bits_per_byte"),
                 by_seed(results, CE, setting, "bits_per_byte"),
             )
-            for setting in settings()
+            for setting in settings(results)
             for method in METHODS
             if method.name != CE
         }
     )
     table = {}
-    for setting in settings():
+    for setting in settings(results):
         table[setting] = [
             _row(results, method.name, setting, adjusted.get(f"{setting} {method.name}"))
             for method in METHODS
         ]
     return table
+
+
+def checked(results: Sequence[dict[str, Any]], method: str, setting: Setting, measure: str) -> Estimate:
+    """A method less cross-entropy alone at a learning rate that both were tried with, seed by seed."""
+    start, _ = setting
+    plain = {
+        found["seed"]: found[measure]
+        for found in results
+        if (found["purpose"], found["start"]) == ("check", start)
+    }
+    return paired(by_seed(results, method, setting, measure), plain)
 
 
 def _row(results: Sequence[dict[str, Any]], method: str, setting: Setting, adjusted: float | None) -> Row:

@@ -33,13 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.results or _RESULTS / name
     try:
         study = Study(size, folder, options.device)
-        study.run(options.workers, lambda line: print(line, flush=True))
+        if not options.report:
+            study.run(options.workers, lambda line: print(line, flush=True))
     except OtherStudyError as error:
         print(f"benchmarks.efficacy: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {folder}", file=sys.stderr)
         return 130
+    if not study.finished():
+        print(f"benchmarks.efficacy: error: --report: nothing is finished in {folder} yet", file=sys.stderr)
+        return 2
     found = write_results(study, results, options.workers)
     print(f"\n{found}\n\nresults in {results}")
     return 0
@@ -63,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, metavar="DIR", help="work folder (build/efficacy-SIZE-DEVICE)")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="where results go (benchmarks/results/efficacy)"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing, write what the finished part of the study found"
     )
     return parser
 

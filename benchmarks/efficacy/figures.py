@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.efficacy.analysis import by_seed, rows, settings
 from benchmarks.efficacy.methods import BY_NAME, CE, METHODS
@@ -25,10 +26,11 @@ def draw(results: Sequence[dict[str, Any]], measure: str, path: Path) -> None:
     }[measure]
     table = rows(results)
     names = [method.name for method in METHODS if method.name != CE]
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    shown = settings(results)
+    figure = Figure(figsize=(13, 2 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2, sharey=True)
-    for panel, setting in zip(panels.flat, settings(), strict=True):
+    panels = figure.subplots(len(shown) // 2, 2, sharey=True, squeeze=False)
+    for panel, setting in zip(panels.flat, shown, strict=True):
         plain = by_seed(results, CE, setting, measure)
         for place, name in enumerate(names):
             row = next(row for row in table[setting] if row.method == name)
@@ -44,14 +46,17 @@ def draw(results: Sequence[dict[str, Any]], measure: str, path: Path) -> None:
                 scale * found.mean, place, xerr=reach, fmt="o", color=colour, capsize=4, markersize=6
             )
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(said(setting), fontsize=10)
+        panel.set_title(said(setting), fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.grid(visible=True, axis="x", alpha=0.3)
-        panel.set_yticks(range(len(names)), [BY_NAME[name].label for name in names])
+        panel.set_yticks(
+            range(len(names)), [BY_NAME[name].label.replace("MultiLevelOT: ", "") for name in names]
+        )
     panels[0, 0].invert_yaxis()
     better = "left" if less_is_better else "right"
-    for panel in panels[1]:
-        panel.set_xlabel(f"{unit}, less cross-entropy alone ({better} of 0: better)")
-    count = len(by_seed(results, CE, settings()[0], measure))
+    for panel in panels[-1]:
+        panel.set_xlabel(f"{unit}, difference ({better} of 0: better)")
+    count = len(by_seed(results, CE, shown[0], measure))
     figure.suptitle(
         f"Difference to cross-entropy alone: mean and 95 % interval over {count} seeds; small dots: seeds"
     )

@@ -84,6 +84,11 @@ class Size:
     def __post_init__(self) -> None:
         if set(self.seeds) & set(self.tuning_seeds):
             raise ValueError(f"tuning_seeds: expected none of seeds {self.seeds}, got {self.tuning_seeds}")
+        if not set(self.learning_rates) <= set(self.plain_learning_rates):
+            raise ValueError(
+                f"plain_learning_rates: expected all of learning_rates {self.learning_rates} among them, "
+                f"got {self.plain_learning_rates}"
+            )
         if len(self.plain_learning_rates) != len(self.learning_rates) * len(self.alphas):
             raise ValueError(
                 f"plain_learning_rates: expected {len(self.learning_rates) * len(self.alphas)}, as many as "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.efficacy.methods import CE, METHODS
+from benchmarks.efficacy.methods import CE, FULL, METHODS
 from benchmarks.efficacy.sizes import GAPS, STARTS, Size
 
 
@@ -30,7 +30,8 @@ class Trial:
     """One training of one student.
 
     Attributes:
-        purpose: ``"search"`` measures on the validation split, ``"final"`` on the test split.
+        purpose: ``"search"`` measures on the validation split, ``"final"`` on the test split, and so does
+            ``"check"``: cross-entropy alone again, at a learning rate that the other methods were tried with.
         method, start, gap: as of `Cell`.
         learning_rate: peak.
         alpha: weight of distillation.
@@ -97,17 +98,7 @@ def choose(
     """
     chosen = {}
     for cell in cells(starts):
-        scores = {
-            (rate, alpha): _mean(
-                [
-                    found[Trial("search", cell.method, cell.start, cell.gap, rate, alpha, seed).name][
-                        "bits_per_byte"
-                    ]
-                    for seed in size.tuning_seeds
-                ]
-            )
-            for rate, alpha in grid(size, cell)
-        }
+        scores = {setting: _score(size, found, cell, *setting) for setting in grid(size, cell)}
         chosen[cell] = min(scores, key=lambda setting: scores[setting])
     return chosen
 
@@ -117,6 +108,31 @@ def final(size: Size, chosen: Mapping[Cell, tuple[float, float]]) -> Iterator[Tr
     for seed in size.seeds:
         for cell, (rate, alpha) in chosen.items():
             yield Trial("final", cell.method, cell.start, cell.gap, rate, alpha, seed)
+
+
+def check(size: Size, found: Mapping[str, Mapping[str, Any]], starts: Sequence[str] = STARTS) -> list[Trial]:
+    """Cross-entropy alone with the best of the learning rates that the other methods were tried with.
+
+    It has no alpha and is tried with more learning rates than they are; this tells what that is worth.
+    """
+    trials = []
+    for start in starts:
+        cell = Cell(CE, start, "")
+        shared = {rate for rate, _ in grid(size, Cell(FULL, start, GAPS[0]))}
+        scores = {rate: _score(size, found, cell, rate, 0.0) for rate in sorted(shared)}
+        best = min(scores, key=lambda rate: scores[rate])
+        trials += [Trial("check", CE, start, "", best, 0.0, seed) for seed in size.seeds]
+    return trials
+
+
+def _score(
+    size: Size, found: Mapping[str, Mapping[str, Any]], cell: Cell, rate: float, alpha: float
+) -> float:
+    """Bits per byte on the validation split, a mean over the tuning seeds."""
+    trials = [
+        Trial("search", cell.method, cell.start, cell.gap, rate, alpha, seed) for seed in size.tuning_seeds
+    ]
+    return _mean([found[trial.name]["bits_per_byte"] for trial in trials])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ from benchmarks.efficacy import store
 from benchmarks.efficacy.material import Material, describe
 from benchmarks.efficacy.sizes import STARTS, Size
 from benchmarks.efficacy.student import train
-from benchmarks.efficacy.trials import Cell, Trial, choose, final, search
+from benchmarks.efficacy.trials import Cell, Trial, check, choose, final, search
 
 Tell = Callable[[str], None]
 
@@ -61,15 +61,32 @@ class Study:
                 pool.do(_trial, self._missing(trials), f"{start}, search", tell)
                 chosen = self.chosen((start,))
                 pool.do(_trial, self._missing(final(self.size, chosen)), f"{start}, comparison", tell)
+                pool.do(_trial, self._missing(self._checks((start,))), f"{start}, check", tell)
 
     def chosen(self, starts: Sequence[str] = STARTS) -> dict[Cell, tuple[float, float]]:
         """Settings that the search found."""
-        found = {trial.name: self.result(trial) for trial in search(self.size, starts)}
-        return choose(self.size, found, starts)
+        return choose(self.size, self._searched(starts), starts)
+
+    def _checks(self, starts: Sequence[str]) -> list[Trial]:
+        return check(self.size, self._searched(starts), starts)
+
+    def _searched(self, starts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return {trial.name: self.result(trial) for trial in search(self.size, starts)}
+
+    def finished(self) -> tuple[str, ...]:
+        """Starts of which everything is done."""
+        return tuple(
+            start
+            for start in STARTS
+            if not self._missing(search(self.size, (start,)))
+            and not self._missing(final(self.size, self.chosen((start,))))
+            and not self._missing(self._checks((start,)))
+        )
 
     def results(self) -> list[dict[str, Any]]:
-        """Every training of the search, then those of the comparison."""
-        trials = [*search(self.size), *final(self.size, self.chosen())]
+        """Every training of the search, the comparison and the check, of the starts that are finished."""
+        starts = self.finished()
+        trials = [*search(self.size, starts), *final(self.size, self.chosen(starts)), *self._checks(starts)]
         return [self.result(trial) for trial in trials]
 
     def result(self, trial: Trial) -> dict[str, Any]:
