@@ -58,16 +58,18 @@ SHORT = [
 ]
 
 
-def write_text(folder):
-    """Write a file of thirty documents."""
+def write_text(folder, documents=30):
+    """Write a file of so many documents."""
     path = folder / "text.txt"
     words = (
         "the of and Größe to in is you that it he was for on are as with they ☃ be at one have this".split()
     )
     rng = random.Random(0)
-    lines = [" ".join(rng.choices(words, k=12)) + ("\n\n" if n % 30 == 29 else "\n") for n in range(900)]
+    lines = [
+        " ".join(rng.choices(words, k=12)) + ("\n\n" if n % 30 == 29 else "\n") for n in range(30 * documents)
+    ]
     path.write_text("".join(lines), encoding="utf-8")
-    assert len(read_documents(path)) == 30
+    assert len(read_documents(path)) == documents
     return path
 
 

@@ -29,9 +29,7 @@ RUN = "--steps 6 --batch-size 4 --length 32 --k 8 --evaluations 2 --threads 1 --
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A file of seven documents."""
-    path = write_text(tmp_path_factory.mktemp("text"))
-    path.write_text("\n\n".join(path.read_text(encoding="utf-8").split("\n\n")[:7]), encoding="utf-8")
-    return path
+    return write_text(tmp_path_factory.mktemp("text"), documents=7)
 
 
 @pytest.fixture(scope="module")

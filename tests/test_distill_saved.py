@@ -24,9 +24,7 @@ from test_distill_command import MADE, SHORT, run_without_training, save_gpt2, s
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A file of seven documents."""
-    path = write_text(tmp_path_factory.mktemp("text"))
-    path.write_text("\n\n".join(path.read_text(encoding="utf-8").split("\n\n")[:7]), encoding="utf-8")
-    return path
+    return write_text(tmp_path_factory.mktemp("text"), documents=7)
 
 
 @pytest.fixture(scope="module")
