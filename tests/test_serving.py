@@ -154,6 +154,9 @@ def test_vllm_offline() -> None:
     served = serving.from_vllm([output, output], generated=True)
     assert listed(served.source, 1) == [{4: -0.5, 9: -1.75}, {5: -0.75, 6: -1.25}, {3: -0.25}, {}]
     assert served.beyond == 4
+    for rank, kept in ((3, {4: -0.5, 9: -1.75, 11: -2.5}), (4, {4: -0.5, 9: -1.75})):
+        row = {11: Logprob(-2.5, rank), 4: Logprob(-0.5, 1), 9: Logprob(-1.75, 2)}
+        assert listed(serving.from_vllm([None, row]).source)[0] == kept  # the next one is among the likeliest
     without_ranks = [None, {11: Logprob(-9.25), 4: Logprob(-0.5), 9: Logprob(-1.75)}]
     assert listed(serving.from_vllm(without_ranks, k=2).source)[0] == {4: -0.5, 9: -1.75}
 
@@ -259,6 +262,11 @@ def test_tokens_as_ids() -> None:
     row = [{"token": "token_id:17", "bytes": None, "logprob": -0.5}]
     response = {"choices": [{"logprobs": {"content": [{"token": "", "logprob": -0.5, "top_logprobs": row}]}}]}
     assert listed(serving.from_openai(response, None, prompt_lengths=1).source) == [{17: -0.5}, {}]
+    for token, logprob in (("b", -1.5), ("token_id:17", -2.5), ("c", -3.5)):
+        row.append({"token": token, "bytes": None, "logprob": logprob})
+    served = serving.from_openai(response, {"b": 2, "c": 3}, prompt_lengths=1)
+    assert listed(served.source)[0] == {17: -0.5, 2: -1.5}  # two tokens cannot have one id
+    assert (served.ambiguous, served.beyond) == (1, 1)
 
 
 # -- what all of them take -------------------------------------------------------------------------------

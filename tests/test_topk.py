@@ -311,6 +311,16 @@ def test_bad_input(changes: dict[str, object], kind: type[Exception], message: s
         mlot.TopKLogprobs(**({"ids": IDS, "logprobs": LOGS} | changes))
 
 
+def test_room_for_the_missing_mass() -> None:
+    """Absent tokens have at most the least kept probability each, and no more than that is let through."""
+    ids = np.array([[[0, 1]]])
+    for kept, width in (([0.4, 0.31], 3), ([0.4, 0.201], 4), ([0.34, 0.331], 3)):
+        mlot.TopKLogprobs(ids, np.log([[kept]]), width)
+    for kept, width in (([0.5, 0.24], 3), ([0.45, 0.18], 4), ([0.5, 0.4], 2)):
+        with pytest.raises(ValueError, match="^logprobs: expected the most likely tokens"):
+            mlot.TopKLogprobs(ids, np.log([[kept]]), width)
+
+
 def test_what_it_cannot_do() -> None:
     source, student = mlot.TopKLogprobs(IDS, LOGS, 4), np.zeros((1, 2, 5))
     with pytest.raises(TypeError, match="^student: expected logits, a LinearHead or Traces, since served"):
