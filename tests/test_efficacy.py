@@ -1,6 +1,7 @@
 """The study of what helps is fair, resumes, and says what its numbers say."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -209,6 +210,28 @@ def test_presets_compare_at_least_five_seeds(name):
     assert len(SIZES[name].seeds) >= 5
     wide, narrow = SIZES[name].teachers
     assert wide.width * wide.layers * wide.steps > narrow.width * narrow.layers * narrow.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuning_seeds": (1,)}, "tuning_seeds: expected none of seeds"),
+        ({"generated": 33}, "expected a multiple of pool 16"),
+        ({"windows": 17}, "at most as many"),
+        ({"plain_learning_rates": (1e-3,)}, "plain_learning_rates: expected 2, as many as"),
+        ({"plain_learning_rates": (2e-3, 3e-3)}, "expected all of learning_rates"),
+    ],
+)
+def test_unfair_or_impossible_presets_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_too_little_text_is_said(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "standard_library_documents", few_documents)
+    with pytest.raises(ValueError, match="pool: expected at most"):
+        Study(dataclasses.replace(TINY, pool=10**6, generated=10**6), tmp_path, "cpu").material.prepare()
+    assert not (tmp_path / "windows.json").exists()
 
 
 def test_budgets_are_equal(finished):

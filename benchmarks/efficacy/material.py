@@ -86,6 +86,10 @@ class Material:
         for split in found["texts"]:
             documents = getattr(texts, split)
             whole = cut(documents, *tokenizers, self.size.length)
+            if split == "student" and len(whole) < self.size.pool:
+                raise ValueError(
+                    f"pool: expected at most {len(whole)}, all that the text has, got {self.size.pool}"
+                )
             some = order(len(whole), min(limits.get(split, len(whole)), len(whole)), _ORDER_SEED)
             found[split] = [whole[n] for n in some.tolist()]
         return found

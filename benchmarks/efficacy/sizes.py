@@ -84,6 +84,11 @@ class Size:
     def __post_init__(self) -> None:
         if set(self.seeds) & set(self.tuning_seeds):
             raise ValueError(f"tuning_seeds: expected none of seeds {self.seeds}, got {self.tuning_seeds}")
+        if self.generated % self.pool or self.windows > self.pool:
+            raise ValueError(
+                f"generated, windows: expected a multiple of pool {self.pool} and at most as many, "
+                f"got {self.generated} and {self.windows}"
+            )
         if not set(self.learning_rates) <= set(self.plain_learning_rates):
             raise ValueError(
                 f"plain_learning_rates: expected all of learning_rates {self.learning_rates} among them, "
@@ -150,29 +155,30 @@ _SMALL = Size(
     plain_learning_rates=(1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3),
 )
 
+# No larger than the text allows: the teachers read a megabyte.
 _LARGE = Size(
     name="large",
-    student=ModelSize(256, 4, 4000, 1e-3),
-    teachers=(ModelSize(768, 12, 6000, 5e-4), ModelSize(384, 6, 4000, 8e-4)),
-    student_vocabulary=4096,
-    teacher_vocabulary=8192,
-    length=256,
-    batch=32,
-    steps=1000,
-    pool=2000,
-    windows=1000,
-    generated=6000,
-    measured=2000,
-    cloze=2000,
-    teacher_batch=64,
-    other_bytes=6_000_000,
+    student=ModelSize(128, 4, 3000, 2e-3),
+    teachers=(ModelSize(384, 6, 1200, 1e-3), ModelSize(192, 3, 400, 2e-3)),
+    student_vocabulary=1024,
+    teacher_vocabulary=2048,
+    length=128,
+    batch=8,
+    steps=400,
+    pool=800,
+    windows=400,
+    generated=3200,
+    measured=500,
+    cloze=1000,
+    teacher_batch=32,
+    other_bytes=5_000_000,
     k=50,
     seeds=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
     tuning_seeds=(1000, 1001),
     pretrained_rate=0.3,
-    learning_rates=(5e-4, 1e-3, 2e-3),
+    learning_rates=(1e-3, 2e-3, 4e-3),
     alphas=(0.15, 0.9, 5.4),
-    plain_learning_rates=(1.25e-4, 2.5e-4, 3.75e-4, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3),
+    plain_learning_rates=(0.5e-3, 0.7e-3, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3),
 )
 
 SIZES = {size.name: size for size in (_TINY, _SMALL, _LARGE)}

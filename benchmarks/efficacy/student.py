@@ -60,7 +60,7 @@ class _Inputs:
         self.size, self.device = size, material.device
         self.text = material.tokens("student", "student")
         # The seed draws windows of the pool, and then their order.
-        drawn = order(len(self.text), min(size.windows, len(self.text)), trial.seed)
+        drawn = order(len(self.text), size.windows, trial.seed)
         self.indices = [drawn[some] for some in batches(len(drawn), size.batch, size.steps, trial.seed + 1)]
         self.written_share = 0
         if self.needs in ("logits", "traces"):
