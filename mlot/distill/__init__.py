@@ -4,15 +4,10 @@
 one's own scripts, too.
 """
 
-import importlib.util
+from mlot._needed import require_packages
 
 _NEEDED = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "matplotlib", "rich", "jinja2")
-_missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-if _missing:
-    raise ImportError(
-        f'mlot.distill needs {", ".join(_missing)}, not installed here; pip install "mlot[distill]"',
-        name=_missing[0],
-    )
+require_packages(__name__, "distill", _NEEDED)
 
 from mlot.distill.errors import DistillError  # noqa: E402
 from mlot.distill.evaluation import Score, difference_interval, evaluate_bits  # noqa: E402

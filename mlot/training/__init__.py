@@ -4,15 +4,10 @@ The student and the teacher may have different tokenizers; the teacher may run b
 saved (`mlot.saved`).
 """
 
-import importlib.util
+from mlot._needed import require_packages
 
 _NEEDED = ("torch", "transformers", "accelerate")
-_missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-if _missing:
-    raise ImportError(
-        f'mlot.training needs {", ".join(_missing)}, not installed here; pip install "mlot[distill]"',
-        name=_missing[0],
-    )
+require_packages(__name__, "distill", _NEEDED)
 
 from mlot.training._arguments import MultiLevelOTTrainingArguments  # noqa: E402
 from mlot.training._collator import DistillationCollator  # noqa: E402
