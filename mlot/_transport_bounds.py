@@ -26,34 +26,17 @@ def value_bounds(
        the largest costs and the lower ends for the rest (a linear-fractional programme over a box), or the
        reverse.
     3. *Hilbert's metric.* Let the spread be the largest less the smallest difference of the potentials of two
-       runs. A half round adds to it at most the spread of :math:`(C - C') / \lambda`, and contracts what was
-       there by :math:`\tanh(\Delta / 4)` (Birkhoff), :math:`\Delta` the projective diameter of the kernels,
-       :math:`\max (C_{ij} - C_{i'j} - C_{ij'} + C_{i'j'}) / \lambda`, and what the interval adds to it.
-       Weights do not see constants, so half the spread to either side of the potentials at ``cost`` bounds
-       them, and the mean as in 2.
+       runs, at ``cost`` and at another :math:`C'`. A half round from the same potentials parts them by at
+       most the spread of :math:`(C - C') / \lambda`; a half round at ``cost`` from different ones contracts
+       their spread by :math:`\tanh(\Delta / 4)` (Birkhoff), :math:`\Delta` the projective diameter of its
+       kernel, :math:`\max (C_{ij} - C_{i'j} - C_{ij'} + C_{i'j'}) / \lambda`; the triangle inequality adds
+       both. Weights do not see constants, so half the spread to either side of the potentials at ``cost``
+       bounds them, and the mean as in 2.
     """
-    rows, columns = cost.shape
-    log_a, log_b = -np.log(rows), -np.log(columns)
-    g, g_low, g_high = np.zeros((3, columns))
-    f = f_low = f_high = np.zeros(rows)
-    spread = 0.0
-    step = (float((high - cost).max()) + float((cost - low).max())) / epsilon
-    diameter = max(float(np.ptp(row - cost, axis=1).max()) for row in cost) / epsilon + 2 * step
-    contraction = float(np.tanh(diameter / 4))
-    for n in range(n_iter):
-        f = log_a - logsumexp(g - cost / epsilon, axis=1)
-        f_low = log_a - logsumexp(g_high - low / epsilon, axis=1)
-        f_high = log_a - logsumexp(g_low - high / epsilon, axis=1)
-        spread = step + contraction * spread
-        if n == n_iter - 1:
-            break
-        g = log_b - logsumexp(f[:, None] - cost / epsilon, axis=0)
-        g_low = log_b - logsumexp(f_high[:, None] - low / epsilon, axis=0)
-        g_high = log_b - logsumexp(f_low[:, None] - high / epsilon, axis=0)
-        spread = step + contraction * spread
+    f, f_low, f_high, spread = potential_bounds(cost, low, high, epsilon=epsilon, n_iter=n_iter)
     logits = f[:, None] - cost / epsilon
     weights = np.exp(logits - logsumexp(logits, axis=0))
-    value = float((weights * cost).sum() / columns)
+    value = float((weights * cost).sum() / cost.shape[1])
     bottom, top = float(low.min(axis=0).mean()), float(high.max(axis=0).mean())
     if tol is None:
         for below, above in ((f_low, f_high), (f - spread / 2, f + spread / 2)):
@@ -61,6 +44,37 @@ def value_bounds(
             top = min(top, _extreme_mean(high, lightest, heaviest))
             bottom = max(bottom, -_extreme_mean(-low, lightest, heaviest))
     return value, min(bottom, value), max(top, value)
+
+
+def potential_bounds(
+    cost: Floats, low: Floats, high: Floats, *, epsilon: float, n_iter: int
+) -> tuple[Floats, Floats, Floats, float]:
+    """Potentials of the rows in the last of N rounds, their least and largest, and the spread; see above."""
+    rows, columns = cost.shape
+    log_a, log_b = -np.log(rows), -np.log(columns)
+    g, g_low, g_high = np.zeros((3, columns))
+    f = f_low = f_high = np.zeros(rows)
+    spread = 0.0
+    step = (float((high - cost).max()) + float((cost - low).max())) / epsilon
+    contracting = contraction(cost, epsilon)
+    for n in range(n_iter):
+        f = log_a - logsumexp(g - cost / epsilon, axis=1)
+        f_low = log_a - logsumexp(g_high - low / epsilon, axis=1)
+        f_high = log_a - logsumexp(g_low - high / epsilon, axis=1)
+        spread = step + contracting * spread
+        if n == n_iter - 1:
+            break
+        g = log_b - logsumexp(f[:, None] - cost / epsilon, axis=0)
+        g_low = log_b - logsumexp(f_high[:, None] - low / epsilon, axis=0)
+        g_high = log_b - logsumexp(f_low[:, None] - high / epsilon, axis=0)
+        spread = step + contracting * spread
+    return f, f_low, f_high, spread
+
+
+def contraction(cost: Floats, epsilon: float) -> float:
+    """Birkhoff's coefficient of a half round: what it leaves of the spread between two potentials at most."""
+    diameter = max(float(np.ptp(row - cost, axis=1).max()) for row in cost) / epsilon
+    return float(np.tanh(diameter / 4))
 
 
 def _extreme_mean(values: Floats, lightest: Floats, heaviest: Floats) -> float:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 
 import mlot
 from mlot import _intervals
-from mlot._transport_bounds import value_bounds
+from mlot._transport_bounds import contraction, potential_bounds, value_bounds
 from mlot.backends import numpy_equations as eq
 from mlot.divergences import sequence_transport
 from problems import random_mask, random_pairs
@@ -293,6 +294,62 @@ def test_transport_between_two_costs(
     assert top - bottom <= high.max() - low.min() + 1e-9
     if width <= 1e-6:
         assert top - bottom < 1e-3
+
+
+@pytest.mark.parametrize("n_iter", [1, 2, 3, 10])
+@pytest.mark.parametrize("epsilon", [0.05, 0.2, 1.0, 5.0])
+def test_potentials_at_every_corner_of_small_intervals(n_iter: int, epsilon: float) -> None:
+    """Both bounds on potentials hold at all extreme costs, and the worst of these come near."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for shape, width in itertools.product([(2, 2), (2, 3), (3, 2)], [0.01, 0.3] * 6):
+        cost = 2 * rng.random(shape)
+        low, high = cost - width * rng.random(shape), cost + width * rng.random(shape)
+        potentials, least, most, spread = potential_bounds(cost, low, high, epsilon=epsilon, n_iter=n_iter)
+        for corner in itertools.product([False, True], repeat=cost.size):
+            inside = np.where(np.reshape(corner, shape), high, low)
+            found = _row_potentials(inside, epsilon, n_iter)
+            assert (least - 1e-9 <= found).all()
+            assert (found <= most + 1e-9).all()
+            assert np.ptp(found - potentials) <= spread + 1e-9
+            shares.append(np.ptp(found - potentials) / spread)
+    assert epsilon < 1 or max(shares) > 0.7
+
+
+def _row_potentials(cost: np.ndarray, epsilon: float, n_iter: int) -> np.ndarray:
+    """Logarithms of the rows' scalings after N rounds, from the kernel itself."""
+    kernel = np.exp(-cost / epsilon)
+    columns = np.ones(cost.shape[1])
+    for n in range(n_iter):
+        rows = 1 / (cost.shape[0] * (kernel @ columns))
+        if n < n_iter - 1:
+            columns = 1 / (cost.shape[1] * (kernel.T @ rows))
+    return np.log(rows)
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    epsilon=st.sampled_from([0.05, 0.3, 1.0, 5.0]),
+    size=st.sampled_from([1e-3, 1.0, 10.0]),
+)
+def test_a_half_round_contracts(seed: int, shape: tuple[int, int], epsilon: float, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    cost = 2 * rng.random(shape)
+    first = size * rng.normal(size=shape[1])
+    second = first + size * rng.normal(size=shape[1])
+    after = logsumexp(first - cost / epsilon, axis=1) - logsumexp(second - cost / epsilon, axis=1)
+    assert np.ptp(after) <= contraction(cost, epsilon) * np.ptp(second - first) + 1e-9
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 5.0])
+def test_no_half_round_contracts_more_than_is_said(epsilon: float) -> None:
+    """Between two symmetric points, about the origin, the coefficient is attained."""
+    cost = 0.7 * (1 - np.eye(2))
+    nearby = np.array([1e-4, -1e-4])
+    after = logsumexp(nearby - cost / epsilon, axis=1) - logsumexp(-nearby - cost / epsilon, axis=1)
+    np.testing.assert_allclose(np.ptp(after), contraction(cost, epsilon) * np.ptp(2 * nearby), rtol=1e-5)
 
 
 def test_contraction_beats_intervals_where_the_regularisation_is_strong() -> None:
