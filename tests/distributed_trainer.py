@@ -13,6 +13,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 import training_cases
+from distributed_launch import leave
 from mlot.distributed import unsharded
 from mlot.training import MultiLevelOTTrainer
 
@@ -92,7 +93,7 @@ def main(folder: Path) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from distributed_launch import leave
 from training_cases import examples, make_llama, make_trainer
 
 
@@ -54,7 +55,7 @@ def main(folder):
     found = runs(folder, 4)
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
