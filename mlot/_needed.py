@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import re
+from importlib.metadata import PackageNotFoundError, version
 
 
 def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
-    """Raise `ImportError` that names the packages a module lacks, and the extra that brings them."""
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
+    """Raise `ImportError` that names the packages a module lacks, and the extra that brings them.
+
+    A name may say the oldest version that will do, as in ``"transformers>=5.21"``.
+    """
+    missing, old = [], []
+    for wanted in names:
+        name, _, least = wanted.partition(">=")
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+            continue
+        if least and _numbers(found) < _numbers(least):
+            old.append((name, f"{wanted} (found {found})"))
+    if missing or old:
+        reasons = [f"{', '.join(missing)}, not installed here"] if missing else []
+        reasons += [text for _, text in old]
         raise ImportError(
-            f'{module} needs {", ".join(missing)}, not installed here; pip install "mlot[{extra}]"',
-            name=missing[0],
+            f'{module} needs {" and ".join(reasons)}; pip install "mlot[{extra}]"',
+            name=(missing + [name for name, _ in old])[0],
         )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers that a version begins with."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, found.group().split("."))) if found else ()

@@ -6,7 +6,8 @@ saved (`mlot.saved`).
 
 from mlot._needed import require_packages
 
-_NEEDED = ("torch", "transformers", "accelerate")
+#: Before these, a Trainer scales the loss of accumulated batches once more, or a resumed run is another one.
+_NEEDED = ("torch", "transformers>=5.21", "accelerate>=1.10")
 require_packages(__name__, "distill", _NEEDED)
 
 from mlot.training._arguments import MultiLevelOTTrainingArguments  # noqa: E402
