@@ -15,7 +15,7 @@ _MEBIBYTE = 2**20
 
 
 def bars(path: str) -> Figure:
-    """Time, and memory beyond inputs and gradient, of each contestant, by section; ours in colour."""
+    """Time, and if it was measured memory beyond inputs and gradient, of each contestant; ours in colour."""
     rows = [row for row in _rows(path) if row["seconds"]]
     labels, places, titles = [], [], []
     place = 0.0
@@ -27,23 +27,24 @@ def bars(path: str) -> Figure:
             places.append(place)
             place += 1
         place += 0.4
-    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(7.6, 0.6 + 0.2 * place), sharey=True)
+    shown = [("median time, ms", [row["median_seconds"] * 1e3 for row in rows])]
+    if all(row["beyond_gradient_bytes"] is not None for row in rows):
+        shown.append(("memory, MiB", [row["beyond_gradient_bytes"] / _MEBIBYTE for row in rows]))
+    size = (7.6, 0.6 + 0.2 * place)
+    figure, panels = pyplot.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
+    time = panels[0, 0]
     colours = [_OURS if row["ours"] else _OTHERS for row in rows]
-    for axis, values in (
-        (time, [row["median_seconds"] * 1e3 for row in rows]),
-        (memory, [(row["beyond_gradient_bytes"] or 0) / _MEBIBYTE for row in rows]),
-    ):
+    for axis, (label, values) in zip(panels[0], shown, strict=True):
         drawn = axis.barh(places, values, height=0.72, color=colours)
         labels_of_bars = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
         axis.bar_label(drawn, labels_of_bars, padding=3, fontsize=8)
         axis.margins(x=0.2)
         axis.tick_params(axis="y", length=0)
+        axis.set(xlabel=label)
     time.set_yticks(places, labels, fontsize=8)
     for where, title in titles:
         time.text(0, where, title, fontsize=8.5, fontweight="bold", va="center", clip_on=False)
     time.invert_yaxis()
-    time.set(xlabel="median time, ms")
-    memory.set(xlabel="memory, MiB")
     return figure
 
 

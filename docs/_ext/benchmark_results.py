@@ -23,13 +23,18 @@ _TITLES = {
     "transport": "Transport alone",
     "transport-2048": "Transport alone, 2048 positions",
     "sweep": "Vocabulary, length and batch",
+    "align": "Pairing two tokenizations",
 }
 _PICTURE = re.compile(r"!\[(.*?)\]\((.+?)\)", flags=re.DOTALL)
 
 
 def page(results: Path = RESULTS) -> str:
     """Markdown of all reports."""
-    reports = sorted(results.glob("**/*.md"), key=lambda path: (path.parent, path.stem))
+    order = list(_TITLES)
+    reports = sorted(
+        results.glob("**/*.md"),
+        key=lambda path: (path.parent, order.index(path.stem) if path.stem in order else 99, path.stem),
+    )
     if not reports:
         return "No results yet: `make bench` makes some.\n"
     return "\n\n".join(part for path in reports for part in section(path, results)) + "\n"
@@ -75,7 +80,9 @@ def _drawing(figures: Path) -> str | None:
         text = f"Time and memory against {', '.join(axes)} on logarithmic axes, one curve for each of: "
     else:
         kind = "bars"
-        text = "Bars of median time and of memory beyond inputs and gradient, for: "
+        measured = all(row.get("beyond_gradient_bytes") is not None for row in rows if row["seconds"])
+        memory = " and of memory beyond inputs and gradient" if measured else ""
+        text = f"Bars of median time{memory}, for: "
     return "\n".join(
         [
             f"```{{drawn}} benchmark_figures.py {kind} ../{figures.relative_to(_DOCS.parent).as_posix()}",
