@@ -18,23 +18,28 @@ _STARTS = {"scratch": "from scratch", "pretrained": "trained on other text first
 
 
 def claim(results: Sequence[dict[str, Any]], table: dict[Setting, list[Row]], seeds: int) -> str:
-    """Four sentences: bits per byte, the check, single changes, the tasks; no more than the tables show."""
+    """A list: bits per byte, the check, single changes, the tasks; no more than the tables show."""
     starts = " or ".join(_STARTS[start] for start in STARTS if start in {start for start, _ in table})
-    own, *others = (_against(table, name) for name in (FULL, *_OTHERS))
     changes = []
     for what, method, other in CONTRASTS:
         if other in (FULL, "rank-index", "optimal-index"):  # parts of MultiLevelOT; the table has the others
             found = [contrast(results, method, other, one, "bits_per_byte") for one in settings(results)]
-            changes.append(f"{what}, {_verdicts(found)}")
-    return (
+            changes.append(f"{what}: {_verdicts(found)}")
+    intro = (
         f"With {seeds} seeds in each of {len(table)} settings (a student {starts}; a better or a worse "
         "teacher), bits per byte of held-out text less those of cross-entropy alone (range of the settings' "
-        f"means of paired differences; below 0 is better; verdicts by 95 % intervals): {own}; "
-        f"{'; '.join(others)}; {_adjusted(table)}; {_best(table)}. "
-        f"{_checked(results)}. "
-        f"Changing one thing in MultiLevelOT: {'; '.join(changes)}. "
-        f"{_tasks(table)}."
+        "means of paired differences; below 0 is better; verdicts by 95 % intervals):"
     )
+    lines = [
+        intro,
+        *(_against(table, name) for name in (FULL, *_OTHERS)),
+        _adjusted(table),
+        _best(table),
+        _checked(results),
+        *(f"Changing one thing in MultiLevelOT, {change}." for change in changes),
+        f"{_tasks(table)}.",
+    ]
+    return "\n- ".join(lines)
 
 
 def _checked(results: Sequence[dict[str, Any]]) -> str:
@@ -48,7 +53,7 @@ def _checked(results: Sequence[dict[str, Any]]) -> str:
     return (
         "Cross-entropy alone was tried with more learning rates; against it at a rate that all were tried "
         f"with, {BY_NAME[FULL].label} is {_verdicts(found[FULL])}, and all methods "
-        f"together are {_verdicts(together)}"
+        f"together are {_verdicts(together)}."
     )
 
 
@@ -58,10 +63,10 @@ def _adjusted(table: dict[Setting, list[Row]]) -> str:
     shown = [row for row in found if row.differences and row.differences["bits_per_byte"].excludes_zero]
     kept = [row for row in shown if row.adjusted is not None and row.adjusted < 1 - LEVEL]
     return (
-        f"of {len(shown)} differences shown, ablations included, {len(kept)} "
+        f"Of {len(shown)} differences shown, ablations included, {len(kept)} "
         f"({sum(row.verdict == 'better' for row in kept)} better, "
         f"{sum(row.verdict == 'worse' for row in kept)} worse) have p < 0.05 after Holm's adjustment for all "
-        f"{len(found)} comparisons"
+        f"{len(found)} comparisons."
     )
 
 
@@ -81,7 +86,7 @@ def _against(table: dict[Setting, list[Row]], method: str) -> str:
     found = [row.differences for rows in table.values() for row in rows if row.method == method]
     differences = [one["bits_per_byte"] for one in found if one is not None]
     means = [one.mean for one in differences]
-    return f"{BY_NAME[method].label}, {min(means):+.3f} to {max(means):+.3f}, {_verdicts(differences)}"
+    return f"{BY_NAME[method].label}, {min(means):+.3f} to {max(means):+.3f}: {_verdicts(differences)}."
 
 
 def _best(table: dict[Setting, list[Row]]) -> str:
@@ -89,7 +94,7 @@ def _best(table: dict[Setting, list[Row]]) -> str:
     best = [min(rows, key=lambda row: row.values["bits_per_byte"].mean).method for rows in table.values()]
     counts = {name: best.count(name) for name in BY_NAME if name in best}
     parts = [f"{BY_NAME[name].label.strip()} in {count} of {len(best)}" for name, count in counts.items()]
-    return f"fewest on average: {', '.join(parts)}"
+    return f"Fewest on average: {', '.join(parts)}."
 
 
 def _verdicts(differences: Sequence[Estimate]) -> str:
