@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 
 def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
@@ -14,10 +15,12 @@ def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
     missing, old = [], []
     for wanted in names:
         name, _, least = wanted.partition(">=")
+        if find_spec(name) is None:
+            missing.append(name)
+            continue
         try:
             found = version(name)
-        except PackageNotFoundError:
-            missing.append(name)
+        except PackageNotFoundError:  # it is there, if not by an installer: its version is not known
             continue
         if least and _numbers(found) < _numbers(least):
             old.append((name, f"{wanted} (found {found})"))

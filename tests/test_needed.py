@@ -20,10 +20,11 @@ def installed(monkeypatch):
 
     def install(**packages):
         def version(name):
-            if name not in packages:
+            if packages[name] is None:
                 raise _needed.PackageNotFoundError(name)
             return packages[name]
 
+        monkeypatch.setattr(_needed, "find_spec", lambda name: name if name in packages else None)
         monkeypatch.setattr(_needed, "version", version)
 
     return install
@@ -46,7 +47,7 @@ def test_what_is_lacking_is_named(installed, packages, message, name):
     assert caught.value.name == name
 
 
-@pytest.mark.parametrize("found", ["1.10", "1.10.0", "1.11.dev0", "2.0", "1.10.0+local"])
+@pytest.mark.parametrize("found", ["1.10", "1.10.0", "1.11.dev0", "2.0", "1.10.0+local", None])
 def test_versions_that_will_do(installed, found):
     installed(torch="2.0", lots=found)
     require_packages("mlot.x", "distill", ("torch", "lots>=1.10"))
