@@ -1,5 +1,6 @@
 """The README's examples run, and what it names exists."""
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -37,3 +38,44 @@ def test_settings_have_the_defaults_that_are_written() -> None:
     for name, value in re.findall(r"`(\w+)=([\w.\"]+)`", README):
         if hasattr(config, name) and name != "alpha":
             assert getattr(config, name) == eval(value), name
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            r"optimal matching, boundary pairs, .*: better in 1 of 4, no difference shown in 3 of 4\.",
+            "MultiLevelOT with boundary pairs: better in 1 of 4 settings (by 0.011, 95 % interval 0.008 to 0.013), "
+            "no difference shown in 3.",
+        ),
+        (
+            r"optimal matching, index pairs, .*: better in 1 of 4, worse in 2 of 4, no",
+            "With index pairs, the paper's: better in 1 of 4, worse in 2.",
+        ),
+        (
+            r"boundary instead of index pairs .*: better in 3 of 4, no difference shown in 1 of 4\.",
+            "Boundary pairs instead of index pairs: better in 3 of 4, no difference shown in 1.",
+        ),
+        (
+            r"ULD, .*: worse in 1 of 4, no difference shown in 3 of 4\.\n- released code's loss, .*: worse in 1 of 4, no",
+            "ULD and the released code's loss: worse in 1 of 4 each, no difference shown in 3.",
+        ),
+        (r"sequence-level KD, -0.095 .*: better in 2 of 4, no", "better in 2 of 4, by 0.095 and 0.055"),
+        (
+            r"cloze test 0 better and 7 worse, words completed 0 better",
+            "No method was shown to be better in the",
+        ),
+        (
+            r"Of 17 differences .* 7 \(7 better, 0 worse\) have p < 0.05 .* 36",
+            "Of 17 differences shown among 36",
+        ),
+        (
+            r"rate that all were tried with, .*boundary pairs is better in 3 of 4",
+            "boundary pairs are better in 3 of 4",
+        ),
+    ],
+)
+def test_what_the_study_found_is_what_its_results_say(found: str, said: str) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "efficacy" / "results.json").read_text())
+    assert re.search(found, results["claim"])
+    assert said in " ".join(README.split())
