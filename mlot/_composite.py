@@ -68,13 +68,13 @@ class Composite:
         standardize: bool,
         name: str,
     ) -> Traces:
-        """Traces of the ``k`` heaviest columns; arguments arrive checked."""
+        """Traces of the ``k`` heaviest columns; arguments arrive checked, further temperatures once each."""
         traces: Traces = xp.select(
             self,
             mask,
             k=k,
             temperature=temperature,
-            extra_temperatures=tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature),
+            extra_temperatures=extra_temperatures,
             standardize=standardize,
         )
         return traces

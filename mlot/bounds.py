@@ -13,7 +13,7 @@ from mlot import _checks
 from mlot._intervals import Floats, Intervals, certain, of_columns
 from mlot._transport_bounds import value_bounds
 from mlot._typing import Array, Reduction
-from mlot.config import MultiLevelOTConfig
+from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.divergences import _check_reduction, reduce_sums
 from mlot.losses import _columns, _match, _traces, _weighted
 from mlot.sources import Source
@@ -109,9 +109,7 @@ def truncation_bounds(
     >>> bool(abs(got - whole) <= bounds.had + 1e-9), bounds.certain_columns
     (True, array([8]))
     """
-    config = MultiLevelOTConfig() if config is None else config
-    if not isinstance(config, MultiLevelOTConfig):
-        raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(config).__name__}")
+    config = _checked_config(config)
     if config.matching == "sinkhorn":
         raise ValueError("config: expected a matching of columns, since no bound is known for 'sinkhorn'")
     _check_reduction(reduction, num_items)

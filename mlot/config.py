@@ -83,3 +83,12 @@ class MultiLevelOTConfig:
         _checks.number("tol", self.tol, allow_none=True, allow_zero=True)
         _checks.choice("token_cost", self.token_cost, ("l1", "log"))
         _checks.choice("sequence_cost", self.sequence_cost, ("l1", "log"))
+
+
+def _checked_config(value: MultiLevelOTConfig | None, name: str = "config") -> MultiLevelOTConfig:
+    """Require settings; ``None`` means the paper's."""
+    if value is None:
+        return MultiLevelOTConfig()
+    if not isinstance(value, MultiLevelOTConfig):
+        raise TypeError(f"{name}: expected a MultiLevelOTConfig or None, got {type(value).__name__}")
+    return value

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlot import _checks
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
-from mlot.config import MultiLevelOTConfig
+from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.divergences import _check_reduction, reduce_sums, sequence_transport
 from mlot.matching import default_pool, matching_gap
 from mlot.sources import Source
@@ -158,9 +158,7 @@ def multi_level_ot(
     >>> bool(np.isclose(result.loss, result.had + 0.1 * result.sl + 0.1 * result.sd))
     True
     """
-    config = MultiLevelOTConfig() if config is None else config
-    if not isinstance(config, MultiLevelOTConfig):
-        raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(config).__name__}")
+    config = _checked_config(config)
     _check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
     _checks.student_source("student", student)

@@ -13,7 +13,7 @@ from mlot import _checks
 from mlot._composite import Composite
 from mlot.backends import get_backend
 from mlot.backends.torch_ops import cross_entropy
-from mlot.config import MultiLevelOTConfig
+from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.distributed import VocabShard
 from mlot.divergences import uld
 from mlot.losses import MultiLevelOTResult, multi_level_ot
@@ -75,10 +75,8 @@ class MultiLevelOTLoss(nn.Module):
 
     def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float = 0.15) -> None:
         super().__init__()
-        if config is not None and not isinstance(config, MultiLevelOTConfig):
-            raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(config).__name__}")
+        self.config = _checked_config(config)
         _checks.number("alpha", alpha, allow_zero=True)
-        self.config = MultiLevelOTConfig() if config is None else config
         self.alpha = alpha
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from mlot import _checks
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
-from mlot.config import MultiLevelOTConfig
+from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.divergences import _check_reduction
 from mlot.losses import MultiLevelOTResult, _columns, _loss, _traces, _weighted
 from mlot.sources import Source
@@ -40,10 +40,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         _checks.number("weight", self.weight, allow_zero=True)
-        if self.config is not None and not isinstance(self.config, MultiLevelOTConfig):
-            raise TypeError(
-                f"config: expected a MultiLevelOTConfig or None, got {type(self.config).__name__}"
-            )
+        _checked_config(self.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +106,7 @@ def multi_teacher_ot(
     True
     """
     teachers = _checked_teachers(teachers)
-    default = MultiLevelOTConfig() if config is None else config
-    if not isinstance(default, MultiLevelOTConfig):
-        raise TypeError(f"config: expected a MultiLevelOTConfig or None, got {type(default).__name__}")
+    default = _checked_config(config)
     _check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
     _checks.student_source("student", student)

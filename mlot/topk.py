@@ -215,8 +215,9 @@ class TopKLogprobs(Composite):
                 f"{name}: expected standardize=False, since the deviation of logits cannot be told from "
                 "TopKLogprobs, got standardize=True"
             )
-        extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
-        return xp.select_sparse(self, mask, k=k, temperature=temperature, extra_temperatures=extra)
+        return xp.select_sparse(
+            self, mask, k=k, temperature=temperature, extra_temperatures=extra_temperatures
+        )
 
 
 def rounding(eps: float) -> float:

@@ -259,17 +259,17 @@ def _select(
     """Select from checked arguments."""
     vocabulary = int(source.shape[2])
     k = vocabulary if k is None else min(k, vocabulary)
+    extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
     if isinstance(source, Composite):
         return source._select(
             xp,
             mask,
             k=k,
             temperature=temperature,
-            extra_temperatures=extra_temperatures,
+            extra_temperatures=extra,
             standardize=standardize,
             name=name,
         )
-    extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
     traces: Traces = xp.select(
         source, mask, k=k, temperature=temperature, extra_temperatures=extra, standardize=standardize
     )

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from mlot import _checks
 from mlot.align import batch_pairs
-from mlot.backends.torch_ops import cross_entropy
-from mlot.config import MultiLevelOTConfig
+from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.losses import MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
+from mlot.nn import _mean_cross_entropy
 
 __all__ = ["MultiLevelOTLoss"]
 
@@ -103,14 +103,12 @@ class MultiLevelOTLoss(nn.Module):
         """
         if not hasattr(trainer, "uld_loss_fn") or not hasattr(trainer, "args"):
             raise TypeError(f"trainer: expected a GOLDTrainer, got {type(trainer).__name__}")
-        if settings is not None and not isinstance(settings, MultiLevelOTConfig):
-            raise TypeError(f"settings: expected a MultiLevelOTConfig or None, got {type(settings).__name__}")
+        settings = _checked_config(settings, "settings")
         if not trainer.args.use_uld_loss:
             raise ValueError("trainer: expected use_uld_loss=True in its GOLDConfig, got False")
         device = trainer.accelerator.device
         loss = cls(trainer.args, trainer.processing_class, trainer.teacher_tokenizer, device)
-        if settings is not None:
-            loss.settings = settings
+        loss.settings = settings
         return loss
 
     def extra_repr(self) -> str:
@@ -186,7 +184,8 @@ class MultiLevelOTLoss(nn.Module):
         if self.distillation_weight:
             ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets)
         if self.crossentropy_weight:
-            nll = _mean_cross_entropy(student_logits, student_labels)
+            mask = mask_from_labels(student_labels)
+            nll = _mean_cross_entropy(student_logits, student_labels, mask, None)
         loss: Tensor = self.crossentropy_weight * nll + (
             zero if ot is None else self.distillation_weight * ot.loss
         )
@@ -282,13 +281,6 @@ def _checked_offsets(name: str, offsets: Any, labels: Tensor) -> Tensor:
             f"{name}_byte_offsets: expected shape {(*labels.shape, 2)}, got {tuple(offsets.shape)}"
         )
     return offsets
-
-
-def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    mask = mask_from_labels(labels)
-    targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
-    mean: Tensor = cross_entropy(logits, targets, mask).sum() / mask.sum().clamp(min=1)
-    return mean
 
 
 def _divided(logits: Tensor, temperature: float) -> Tensor:

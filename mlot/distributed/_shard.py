@@ -214,7 +214,7 @@ class VocabShard(Composite):
         standardize: bool,
         name: str,
     ) -> Traces:
-        settings = Settings(temperature, _without(temperature, extra_temperatures), standardize)
+        settings = Settings(temperature, extra_temperatures, standardize)
         traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
         return traces
 
