@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlot._composite import Composite
+from mlot._registry import available_backends, find_backend, get_backend
 from mlot._typing import Array
 from mlot.backends.base import Backend
-from mlot.backends.registry import available_backends, find_backend, get_backend
 from mlot.sources import Source, arrays_of
 from mlot.traces import Traces
 

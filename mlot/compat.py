@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlot import _checks
-from mlot.backends.torch_rows import compute_dtype
+from mlot.backends.torch.rows import compute_dtype
 
 __all__ = ["ReleasedTerms", "released_loss", "released_terms"]
 

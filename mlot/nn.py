@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlot import _checks
 from mlot._composite import Composite
 from mlot.backends import get_backend
-from mlot.backends.torch_ops import cross_entropy
+from mlot.backends.torch.ops import cross_entropy
 from mlot.config import MultiLevelOTConfig, _checked_config
 from mlot.distributed import VocabShard
 from mlot.divergences import uld

@@ -163,7 +163,7 @@ class TopKLogprobs(Composite):
         (array([[[0.382, 0.191]]]), array([[[0.471, 0.235]]]))
         """
         from mlot import _checks
-        from mlot._intervals import position
+        from mlot.bounds._intervals import position
 
         _checks.number("temperature", temperature)
         xp, _ = _checks.resolve({"ids": self.ids}, None)

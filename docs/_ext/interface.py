@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _ROOT = "mlot"
 _COMMANDS = "__main__"  # importing it would run the command
 _TORCHS_OWN = ("extra_repr",)  # what torch calls when a module is printed
-_OPTIONAL = ("mlot.backends.triton_kernels",)  # needs triton, which only the tests install
+_OPTIONAL = ("mlot.backends.torch.triton_kernels",)  # needs triton, which only the tests install
 
 
 def public_modules() -> Iterator[ModuleType]:

@@ -1,9 +1,9 @@
 """Role ``test``: a test by its file and name, linked to its source on these pages.
 
-    {test}`test_invariants.py::test_bounds`
+    {test}`core/test_invariants.py::test_bounds`
 
 It is an error if there is no such test. What the role shows is the test's name in words. Where a page names a
-test in full, as code (``tests/test_invariants.py::test_bounds``), that is linked, too.
+test in full, as code (``tests/core/test_invariants.py::test_bounds``), that is linked, too.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot._registry import BackendSpec, available_backends, get_backend, register_backend
 from mlot._typing import Array, ArrayKind, CostKind, HardMatching
-from mlot.backends.registry import BackendSpec, available_backends, get_backend, register_backend
 from mlot.sources import Predictions
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mlot._heads import evaluating
+from mlot._hf.heads import evaluating
 from mlot.distill.pieces import Examples
 from mlot.training._batch import Batch
 from mlot.training._bits import example_sums

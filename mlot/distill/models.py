@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mlot._heads import longest_input
+from mlot._hf.heads import longest_input
 from mlot.distill.errors import DistillError
 from mlot.distill.vocabularies import complete
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlot.backends.torch_rows import HeadRows, Kind, RowSource
-from mlot.backends.torch_select import Settings
+from mlot.backends.torch.rows import HeadRows, Kind, RowSource
+from mlot.backends.torch.select import Settings
 from mlot.distributed._place import Place
 from mlot.distributed._selection import RowStatistics, back, log_probability, scan, whole_precision
 

@@ -1,6 +1,6 @@
 r"""Selection over a sharded vocabulary, and its gradient.
 
-As in `mlot.backends.torch_select`, but what a row sums over the vocabulary is summed over the processes
+As in `mlot.backends.torch.select`, but what a row sums over the vocabulary is summed over the processes
 between two walks: first the largest logits and totals, then column masses under the common normalisers. The
 gradient of a shard needs nothing from the others: with :math:`g` and :math:`\nu_\tau` upstream, the same on
 every process,
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlot.backends.torch_rows import HeadRows, Kind, RowSource, walk, walk_back
-from mlot.backends.torch_select import _STD_OFFSET, Settings, _reduce, heaviest_columns, normalized
+from mlot.backends.torch.rows import HeadRows, Kind, RowSource, walk, walk_back
+from mlot.backends.torch.select import _STD_OFFSET, Settings, _reduce, heaviest_columns, normalized
 from mlot.distributed._place import Place
 from mlot.traces import Traces
 

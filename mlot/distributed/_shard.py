@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mlot import _checks
 from mlot._composite import Composite, arrays_of
-from mlot.backends.torch_rows import Kind
-from mlot.backends.torch_select import Settings
+from mlot.backends.torch.rows import Kind
+from mlot.backends.torch.select import Settings
 from mlot.distributed import _losses, _selection
 from mlot.distributed._fsdp import is_dtensor
 from mlot.distributed._place import Place, agree_on_sizes, rank_in

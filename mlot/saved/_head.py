@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlot._heads import HeadShape, equal, try_head
+from mlot._hf.heads import HeadShape, equal, try_head
 from mlot.sources import Predictions
 
 

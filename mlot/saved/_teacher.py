@@ -98,7 +98,7 @@ def save_teacher(
         raise ValueError("examples: expected at least one, got none")
     _check_examples(found, model)
 
-    from mlot._heads import evaluating
+    from mlot._hf.heads import evaluating
     from mlot.saved._head import find_head
 
     if device is not None:
@@ -209,7 +209,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_examples(examples: Sequence[TeacherExample], model: Any) -> None:
-    from mlot._heads import longest_input
+    from mlot._hf.heads import longest_input
 
     longest = longest_input(model)
     known = int(model.get_input_embeddings().weight.shape[0])

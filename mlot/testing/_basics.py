@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.backends.registry import find_backend
+from mlot._registry import find_backend
 from mlot.testing._oracle import Integers, Mask
 from mlot.testing._problems import Problem, by_index, make_problem, restricted
 from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlot import LinearHead, mask_from_labels
-from mlot.backends.torch_ops import cross_entropy
+from mlot.backends.torch.ops import cross_entropy
 from mlot.training._batch import Batch
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks, mask_from_labels
-from mlot._heads import longest_input
+from mlot._hf.heads import longest_input
 from mlot.align import batch_pairs
 from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
 from mlot.training._batch import KEYS

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from mlot._heads import HeadShape, declared_shapes, evaluating, try_head
+from mlot._hf.heads import HeadShape, declared_shapes, evaluating, try_head
 from mlot.sources import LinearHead
 
 Result = TypeVar("Result")

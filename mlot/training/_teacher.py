@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mlot import LinearHead, MultiLevelOTConfig, Teacher, Traces, mask_from_labels, select
-from mlot._heads import HeadShape
+from mlot._hf.heads import HeadShape
 from mlot.nn import MultiLevelOTLoss
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from mlot import LinearHead, MultiLevelOTResult, MultiTeacherResult
-from mlot._heads import HeadShape
+from mlot._hf.heads import HeadShape
 from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
 from mlot.training._arguments import MultiLevelOTTrainingArguments

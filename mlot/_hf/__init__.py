@@ -1,0 +1,1 @@
+"""Pretrained models as training, saved teachers and the command share them."""

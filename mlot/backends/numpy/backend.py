@@ -1,0 +1,333 @@
+"""The reference backend: float64, one sequence at a time, the equations in `numpy_equations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot._typing import ArrayKind, CostKind, HardMatching
+from mlot.backends.base import Backend, Transport
+from mlot.backends.numpy import equations as eq
+from mlot.backends.numpy.equations import Floats, Integers
+from mlot.backends.numpy.topk import log_distributions
+from mlot.sources import LinearHead, Predictions
+from mlot.topk import TopKLogprobs
+from mlot.traces import Traces
+
+Mask = NDArray[np.bool_]
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays in, float64 out. Arrays of any floating type are computed in float64."""
+
+    name = "numpy"
+
+    def kind(self, array: NDArray[Any]) -> ArrayKind:
+        kinds: dict[str, ArrayKind] = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
+        return kinds.get(array.dtype.kind, "other")
+
+    def device(self, array: NDArray[Any]) -> str:
+        return "cpu"
+
+    def convert(self, array: Any, name: str) -> NDArray[Any]:
+        if isinstance(array, np.ndarray):
+            return array
+        if not hasattr(array, "shape"):
+            raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
+        if getattr(array, "requires_grad", False):
+            raise TypeError(f"{name}: the numpy backend has no gradients; pass {name}.detach()")
+        if hasattr(array, "is_floating_point") and array.is_floating_point():
+            array = array.double()  # NumPy has no bfloat16
+        if hasattr(array, "cpu"):
+            array = array.cpu()
+        return np.asarray(array)
+
+    def from_numpy(self, array: NDArray[Any], device: Any = None) -> NDArray[Any]:
+        if device not in (None, "cpu"):
+            raise ValueError(f"device: the numpy backend has only 'cpu', got {device!r}")
+        return array
+
+    def to_numpy(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def stop_gradient(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    # -- masks and pairs ---------------------------------------------------------------------------------
+
+    def full_mask(self, source: Predictions) -> Mask:
+        return np.ones(source.shape[:2], dtype=bool)
+
+    def mask_from_labels(self, labels: Integers, ignore_index: int) -> Mask:
+        mask = np.zeros(labels.shape, dtype=bool)
+        mask[:, :-1] = labels[:, 1:] != ignore_index
+        return mask
+
+    def index_pairs(self, student_mask: Mask, teacher_mask: Mask) -> Integers:
+        batch, width = len(student_mask), min(student_mask.shape[1], teacher_mask.shape[1])
+        pairs = np.full((batch, width, 2), -1, dtype=np.int64)
+        for n in range(batch):
+            student, teacher = np.flatnonzero(student_mask[n]), np.flatnonzero(teacher_mask[n])
+            shorter = min(len(student), len(teacher))
+            pairs[n, :shorter] = np.stack([student[:shorter], teacher[:shorter]], axis=1)
+        return pairs
+
+    def restrict_pairs(self, pairs: Integers, student_mask: Mask, teacher_mask: Mask) -> Integers:
+        result = np.full(pairs.shape, -1, dtype=np.int64)
+        for n, rows in enumerate(pairs):
+            for p, (i, j) in enumerate(rows):
+                if i >= 0 and j >= 0 and student_mask[n, i] and teacher_mask[n, j]:
+                    result[n, p] = i, j
+        return result
+
+    def count_pairs(self, pairs: Integers) -> Floats:
+        return np.asarray((pairs[:, :, 0] >= 0).sum(axis=1), dtype=np.float64)
+
+    def count_positions(self, mask: Mask) -> Floats:
+        return np.asarray(mask.sum(axis=1), dtype=np.float64)
+
+    # -- selection ---------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        source: Predictions,
+        mask: Mask,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        columns = np.zeros((source.shape[0], k), dtype=np.int64)
+        for n in range(len(columns)):
+            log_probs = _log_probs(source, n, mask[n], temperature, standardize)
+            columns[n] = eq.heaviest_columns(np.exp(log_probs), k)
+        return self.take(
+            source,
+            columns,
+            mask,
+            temperature=temperature,
+            extra_temperatures=extra_temperatures,
+            standardize=standardize,
+        )
+
+    def select_sparse(
+        self,
+        source: TopKLogprobs,
+        mask: Mask,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> Traces:
+        batch, length, vocabulary = source.shape
+        columns, mass = np.zeros((batch, k), dtype=np.int64), np.zeros((batch, k))
+        kept = np.full((batch, length, k), -np.inf)
+        normalizers = np.zeros((batch, length, len(extra_temperatures)))
+        for n in range(batch):
+            rows, sums, base = np.flatnonzero(mask[n]), np.zeros(vocabulary), np.zeros(length)
+            for _, log_probs, _ in log_distributions(source, n, rows, temperature):
+                sums += np.exp(log_probs)
+            columns[n] = np.argsort(-sums, kind="stable")[:k]
+            mass[n] = sums[columns[n]]
+            for i, log_probs, base[i] in log_distributions(source, n, rows, temperature):
+                kept[n, i] = log_probs[columns[n]]
+            for m, extra in enumerate(extra_temperatures):
+                for i, _, there in log_distributions(source, n, rows, extra):
+                    normalizers[n, i, m] = there - temperature / extra * base[i]
+        return Traces(columns, kept, normalizers, mass, mask, vocabulary, temperature, extra_temperatures)
+
+    def take(
+        self,
+        source: Predictions,
+        columns: Integers,
+        mask: Mask,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        batch, length, vocabulary = source.shape
+        kept = np.full((batch, length, columns.shape[1]), -np.inf)
+        normalizers = np.zeros((batch, length, len(extra_temperatures)))
+        mass = np.zeros(columns.shape)
+        for n in range(batch):
+            log_probs = _log_probs(source, n, mask[n], temperature, standardize)
+            kept[n, mask[n]] = log_probs[:, columns[n]]
+            mass[n] = np.exp(log_probs[:, columns[n]]).sum(axis=0)
+            for m, extra in enumerate(extra_temperatures):
+                normalizers[n, mask[n], m] = eq.log_normalizer(log_probs, temperature, extra)
+        return Traces(
+            columns,
+            kept,
+            normalizers,
+            mass,
+            mask,
+            int(vocabulary),
+            temperature,
+            extra_temperatures,
+            standardize,
+        )
+
+    def keep(self, traces: Traces, index: Integers) -> Traces:
+        return Traces(
+            np.take_along_axis(traces.columns, index, axis=1),
+            np.take_along_axis(traces.log_probs, index[:, None, :], axis=2),
+            traces.log_normalizers,
+            np.take_along_axis(traces.column_mass, index, axis=1),
+            traces.mask,
+            traces.vocab_size,
+            traces.temperature,
+            traces.extra_temperatures,
+            traces.standardize,
+        )
+
+    # -- costs, matching, transport ----------------------------------------------------------------------
+
+    def token_cost(
+        self, student: Traces, teacher: Traces, pairs: Integers, *, kind: CostKind, temperature: float | None
+    ) -> Floats:
+        cost = np.zeros((len(pairs), teacher.k, student.k))
+        log_student, log_teacher = _float64(student.at(temperature)), _float64(teacher.at(temperature))
+        for n in range(len(cost)):
+            i, j = _paired(pairs[n])
+            s = log_student[n, i]
+            cost[n] = eq.token_cost(np.exp(s), np.exp(log_teacher[n, j]), s, kind)
+        return cost
+
+    def assign(self, cost: Floats, *, method: HardMatching) -> Integers:
+        columns = np.zeros(cost.shape[:2], dtype=np.int64)
+        for n, matrix in enumerate(cost):
+            columns[n] = eq.assignment(_float64(matrix), method)
+        return columns
+
+    def sequence_cost(
+        self,
+        student: Traces,
+        teacher: Traces,
+        *,
+        kind: CostKind,
+        temperature: float | None,
+        coupling: Floats | None = None,
+    ) -> Floats:
+        cost = np.zeros((len(teacher.mask), teacher.mask.shape[1], student.mask.shape[1]))
+        log_student, log_teacher = _float64(student.at(temperature)), _float64(teacher.at(temperature))
+        for n in range(len(cost)):
+            s, t = log_student[n, student.mask[n]], log_teacher[n, teacher.mask[n]]
+            if coupling is not None:
+                with np.errstate(divide="ignore"):
+                    s = np.log(np.exp(s) @ coupling[n].T)
+            block = np.ix_(teacher.mask[n], student.mask[n])
+            cost[n][block] = eq.sequence_cost(np.exp(s), np.exp(t), s, kind)
+        return cost
+
+    def marginals(self, student_mask: Mask, teacher_mask: Mask, like: NDArray[Any]) -> tuple[Floats, Floats]:
+        both = np.asarray(student_mask.any(axis=1) & teacher_mask.any(axis=1))
+
+        def uniform(mask: Mask) -> Floats:
+            return np.where(mask & both[:, None], 1.0 / np.maximum(mask.sum(axis=1, keepdims=True), 1), 0.0)
+
+        return uniform(teacher_mask), uniform(student_mask)
+
+    def sinkhorn(
+        self,
+        cost: Floats,
+        a: Floats,
+        b: Floats,
+        *,
+        epsilon: float,
+        n_iter: int,
+        tol: float | None,
+        cost_bound: float | None,
+    ) -> Transport:
+        return _transport(cost, a, b, lambda c, x, y: eq.sinkhorn(c, x, y, epsilon, n_iter, tol))
+
+    def emd(self, cost: Floats, a: Floats, b: Floats) -> Transport:
+        return _transport(cost, a, b, lambda c, x, y: (eq.emd(c, x, y), 0))
+
+    # -- divergences -------------------------------------------------------------------------------------
+
+    def had(self, student: Traces, teacher: Traces, pairs: Integers) -> Floats:
+        result = np.zeros(len(pairs))
+        for n in range(len(pairs)):
+            i, j = _paired(pairs[n])
+            s, t = _float64(student.log_probs[n, i]), _float64(teacher.log_probs[n, j])
+            result[n] = eq.had(np.exp(s), np.exp(t))
+        return result
+
+    def sl(self, student: Traces, teacher: Traces, pairs: Integers) -> Floats:
+        result = np.zeros(len(pairs))
+        for n in range(len(pairs)):
+            i, j = _paired(pairs[n])
+            s, t = _float64(student.log_probs[n, i]), _float64(teacher.log_probs[n, j])
+            result[n] = eq.sl(s, np.exp(t))
+        return result
+
+    def uld(
+        self,
+        student: Predictions,
+        teacher: Predictions,
+        student_mask: Mask,
+        teacher_mask: Mask,
+        pairs: Integers,
+    ) -> Floats:
+        result = np.zeros(len(pairs))
+        for n in range(len(pairs)):
+            i, j = _paired(pairs[n])
+            s = np.exp(eq.log_probabilities(_logits(student, n, i), 1.0))
+            t = np.exp(eq.log_probabilities(_logits(teacher, n, j), 1.0))
+            result[n] = eq.uld(s, t)
+        return result
+
+    def inner(self, plan: Floats, cost: Floats) -> Floats:
+        terms = eq.times(plan, cost)
+        return np.asarray(terms.sum(axis=tuple(range(1, plan.ndim))), dtype=np.float64)
+
+
+def _float64(array: NDArray[Any]) -> Floats:
+    return array.astype(np.float64, copy=False)
+
+
+def _logits(source: Predictions, n: int, rows: Any) -> Floats:
+    """Logits of some positions of one sequence."""
+    if not isinstance(source, LinearHead):
+        return _float64(source[n, rows])
+    logits = _float64(source.hidden[n, rows]) @ _float64(source.weight).T
+    if source.bias is not None:
+        logits = logits + _float64(source.bias)
+    if source.scale is not None:
+        logits = source.scale * logits
+    if source.softcap is not None:
+        logits = source.softcap * np.tanh(logits / source.softcap)
+    return _float64(logits)
+
+
+def _log_probs(source: Predictions, n: int, rows: Mask, temperature: float, standardize: bool) -> Floats:
+    logits = _logits(source, n, rows)
+    return eq.log_probabilities(eq.standardized(logits) if standardize else logits, temperature)
+
+
+def _paired(pairs: Integers) -> tuple[Integers, Integers]:
+    """Student rows and teacher rows of one sequence's pairs."""
+    real = pairs[pairs[:, 0] >= 0]
+    return real[:, 0], real[:, 1]
+
+
+def _transport(
+    cost: Floats, a: Floats, b: Floats, solve: Callable[[Floats, Floats, Floats], tuple[Floats, int]]
+) -> Transport:
+    """Solve each sequence on the rows and columns that have weight."""
+    cost, a, b = _float64(cost), _float64(a), _float64(b)
+    plan, value, error = np.zeros(cost.shape), np.zeros(len(cost)), np.zeros(len(cost))
+    rounds = np.zeros(len(cost), dtype=np.int64)
+    for n in range(len(cost)):
+        rows, columns = a[n] > 0, b[n] > 0
+        if rows.any() and columns.any():
+            block = np.ix_(rows, columns)
+            plan[n][block], rounds[n] = solve(cost[n][block], a[n][rows], b[n][columns])
+            value[n] = eq.times(plan[n][block], cost[n][block]).sum()
+        error[n] = eq.marginal_error(plan[n], a[n], b[n])
+    return Transport(plan, value, error, rounds)

@@ -1,0 +1,1 @@
+"""The training backend: PyTorch, batched and differentiable, on the host and on CUDA."""

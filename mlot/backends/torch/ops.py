@@ -1,0 +1,344 @@
+"""The walks over a vocabulary as operations: autograd functions, and what torch.compile sees in their place.
+
+A walk loops over slices whose number depends on sizes and masks, which a compiler should neither unroll nor
+guard on. While compiling, each is one opaque operation with its shapes and its gradient declared, so that a
+loss compiles into one graph. The annotations below are the schemas, hence no postponed evaluation of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlot._composite import Composite
+from mlot.backends.torch import cross_entropy as torch_cross_entropy
+from mlot.backends.torch import select as torch_select
+from mlot.backends.torch.rows import Kind, RowSource, compute_dtype
+from mlot.backends.torch.select import Scan, Settings
+from mlot.sources import LinearHead
+
+
+def scan(kind: Kind, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
+    """Normalisers and, if wanted, column sums of a source; no gradient."""
+    if not torch.compiler.is_compiling():
+        with torch.no_grad():
+            return torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=sums)
+    top, log_totals, scale, mass = _scan(*_detached(kind), mask, *settings, sums)
+    return Scan(top, log_totals, scale if settings.standardize else None, mass if sums else None)
+
+
+def take(kind: Kind, columns: Tensor, mask: Tensor, found: Scan, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of given columns, and normalisers, with gradients for the source."""
+    if not torch.compiler.is_compiling():
+        result: tuple[Tensor, Tensor] = torch_select.Take.apply(  # type: ignore[no-untyped-call]
+            kind.forget(), columns, mask, found, settings, *kind.tensors
+        )
+        return result
+    scale = found.top.new_empty(0) if found.scale is None else found.scale
+    taken: tuple[Tensor, Tensor] = _take(
+        *_flat(kind), columns, mask, found.top, found.log_totals, scale, *settings
+    )
+    return taken
+
+
+def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
+    if isinstance(source, Composite) and source._scores:
+        own: Tensor = source._cross_entropy(targets, mask)
+        return own
+    kind = Kind(source)  # type: ignore[arg-type]
+    with torch.autocast(device_type=mask.device.type, enabled=False):
+        targets = targets.masked_fill(~mask, 0)
+        if not torch.compiler.is_compiling():
+            result: Tensor = torch_cross_entropy.CrossEntropy.apply(  # type: ignore[no-untyped-call]
+                kind.forget(), targets, mask, *kind.tensors
+            )
+            return result
+        losses: Tensor = _cross_entropy(*_flat(kind), targets, mask)
+        return losses
+
+
+# -- sources as flat arguments ---------------------------------------------------------------------------
+
+_Flat = tuple[Tensor, Tensor | None, Tensor | None, float | None, float | None]
+
+
+def _flat(kind: Kind) -> _Flat:
+    first, weight, bias = (*kind.tensors, None, None)[:3]
+    assert first is not None
+    return first, weight, bias, kind.softcap, kind.scale
+
+
+def _detached(kind: Kind) -> _Flat:
+    first, weight, bias, softcap, scale = _flat(kind)
+    return (
+        first.detach(),
+        None if weight is None else weight.detach(),
+        None if bias is None else bias.detach(),
+        softcap,
+        scale,
+    )
+
+
+def _rows(
+    first: Tensor, weight: Tensor | None, bias: Tensor | None, softcap: float | None, scale: float | None
+) -> RowSource:
+    return Kind(first if weight is None else LinearHead(first, weight, bias, softcap, scale)).rows(
+        (first,) if weight is None else (first, weight, bias)
+    )
+
+
+def _vocabulary(first: Tensor, weight: Tensor | None) -> tuple[int, torch.dtype]:
+    if weight is None:
+        return first.shape[2], compute_dtype(first.dtype)
+    return weight.shape[0], compute_dtype(torch.promote_types(first.dtype, weight.dtype))
+
+
+def _three(gradients: tuple[Tensor | None, ...], like: Tensor) -> list[Tensor]:
+    """Gradients of the three tensors of a flat source; empty where there is none."""
+    return [like.new_empty(0) if g is None else g for g in (*gradients, None, None)[:3]]
+
+
+def _wanted(weight: Tensor | None, wanted: Sequence[bool]) -> tuple[bool, ...]:
+    return tuple(wanted)[:1] if weight is None else tuple(wanted)
+
+
+def _given(gradients: list[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [g if want else None for g, want in zip(gradients, wanted, strict=True)]
+
+
+def _fake_gradients(
+    first: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: Sequence[bool]
+) -> list[Tensor]:
+    return [
+        torch.empty_like(x) if x is not None and want else first.new_empty(0)
+        for x, want in zip((first, weight, bias), wanted, strict=True)
+    ]
+
+
+# -- scan ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mlot::scan", mutates_args=())
+def _scan(
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    head_scale: float | None,
+    mask: Tensor,
+    temperature: float,
+    extra: Sequence[float],
+    standardize: bool,
+    sums: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = _rows(first, weight, bias, softcap, head_scale)
+    found = torch_select.scan(rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums)
+    nothing = found.top.new_empty(0)
+    return (
+        found.top,
+        found.log_totals,
+        nothing if found.scale is None else found.scale,
+        nothing.clone() if found.mass is None else found.mass,
+    )
+
+
+@_scan.register_fake
+def _(first, weight, bias, softcap, head_scale, mask, temperature, extra, standardize, sums):  # type: ignore[no-untyped-def]
+    batch, length = mask.shape
+    vocabulary, dtype = _vocabulary(first, weight)
+    top = first.new_empty((batch, length), dtype=dtype)
+    return (
+        top,
+        top.new_empty((1 + len(extra), batch, length)),
+        top.new_empty((batch, length) if standardize else 0),
+        top.new_empty((batch, vocabulary) if sums else 0),
+    )
+
+
+# -- take ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mlot::take", mutates_args=())
+def _take(
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    head_scale: float | None,
+    columns: Tensor,
+    mask: Tensor,
+    top: Tensor,
+    log_totals: Tensor,
+    scale: Tensor,
+    temperature: float,
+    extra: Sequence[float],
+    standardize: bool,
+) -> tuple[Tensor, Tensor]:
+    found = Scan(top, log_totals, scale if standardize else None, None)
+    rows = _rows(first, weight, bias, softcap, head_scale)
+    return torch_select.take(rows, columns, mask, found, Settings(temperature, tuple(extra), standardize))
+
+
+@_take.register_fake
+def _(  # type: ignore[no-untyped-def]
+    first,
+    weight,
+    bias,
+    softcap,
+    head_scale,
+    columns,
+    mask,
+    top,
+    log_totals,
+    scale,
+    temperature,
+    extra,
+    standardize,
+):
+    dtype = _vocabulary(first, weight)[1]
+    return (
+        first.new_empty((*mask.shape, columns.shape[1]), dtype=dtype),
+        first.new_empty((*mask.shape, len(extra)), dtype=dtype),
+    )
+
+
+@torch.library.custom_op("mlot::take_backward", mutates_args=())
+def _take_backward(
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    head_scale: float | None,
+    columns: Tensor,
+    mask: Tensor,
+    top: Tensor,
+    log_totals: Tensor,
+    scale: Tensor,
+    temperature: float,
+    extra: Sequence[float],
+    standardize: bool,
+    g: Tensor,
+    nu: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    gradients = torch_select.take_back(
+        _rows(first, weight, bias, softcap, head_scale),
+        _wanted(weight, wanted),
+        columns,
+        mask,
+        top,
+        log_totals,
+        scale if standardize else None,
+        Settings(temperature, tuple(extra), standardize),
+        g,
+        nu,
+    )
+    return _three(gradients, first)
+
+
+@_take_backward.register_fake
+def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
+    return _fake_gradients(first, weight, bias, rest[-1])
+
+
+def _take_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first, weight, bias, softcap, head_scale, columns, mask, top, log_totals, scale, *settings = inputs
+    ctx.save_for_backward(first, weight, bias, columns, mask, top, log_totals, scale)
+    ctx.head, ctx.settings = (softcap, head_scale), settings
+
+
+def _take_gradients(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
+    first, weight, bias, *rest = ctx.saved_tensors
+    wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
+    gradients = _take_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, g, nu, wanted)
+    return (*_given(gradients, wanted), *(None,) * 10)
+
+
+_take.register_autograd(_take_gradients, setup_context=_take_context)
+
+# -- cross-entropy ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mlot::cross_entropy", mutates_args=())
+def _cross_entropy(
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    head_scale: float | None,
+    targets: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    return torch_cross_entropy.losses(_rows(first, weight, bias, softcap, head_scale), targets, mask)
+
+
+@_cross_entropy.register_fake
+def _(first, weight, bias, softcap, head_scale, targets, mask):  # type: ignore[no-untyped-def]
+    return first.new_empty(mask.shape, dtype=_vocabulary(first, weight)[1])
+
+
+@torch.library.custom_op("mlot::cross_entropy_backward", mutates_args=())
+def _cross_entropy_backward(
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    head_scale: float | None,
+    targets: Tensor,
+    mask: Tensor,
+    bar: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    rows = _rows(first, weight, bias, softcap, head_scale)
+    return _three(torch_cross_entropy.losses_back(rows, _wanted(weight, wanted), targets, mask, bar), first)
+
+
+@_cross_entropy_backward.register_fake
+def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
+    return _fake_gradients(first, weight, bias, rest[-1])
+
+
+def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first, weight, bias, *head, targets, mask = inputs
+    ctx.save_for_backward(first, weight, bias, targets, mask)
+    ctx.head = head
+
+
+def _cross_entropy_gradients(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
+    first, weight, bias, targets, mask = ctx.saved_tensors
+    wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
+    gradients = _cross_entropy_backward(first, weight, bias, *ctx.head, targets, mask, bar, wanted)
+    return (*_given(gradients, wanted), *(None,) * 4)
+
+
+_cross_entropy.register_autograd(_cross_entropy_gradients, setup_context=_cross_entropy_context)
+
+# -- the assignment --------------------------------------------------------------------------------------
+
+
+def assign(cost: Tensor) -> Tensor:
+    """Optimal assignment on the host, ``(B, R)``."""
+    if not torch.compiler.is_compiling():
+        return _solve(cost)
+    columns: Tensor = _assign(cost)
+    return columns
+
+
+def _solve(cost: Tensor) -> Tensor:
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    columns = np.array([linear_sum_assignment(matrix)[1] for matrix in cost.cpu().numpy()], dtype=np.int64)
+    return torch.from_numpy(columns.reshape(cost.shape[:2])).to(cost.device)
+
+
+@torch.library.custom_op("mlot::assign", mutates_args=())
+def _assign(cost: Tensor) -> Tensor:
+    return _solve(cost)
+
+
+@_assign.register_fake
+def _(cost):  # type: ignore[no-untyped-def]
+    return cost.new_empty(cost.shape[:2], dtype=torch.long)

@@ -1,0 +1,40 @@
+"""A vocabulary sharded over four processes gives what the whole one gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+
+import mlot
+from distributed_launch import launch, report
+from mlot.distributed import VocabShard
+
+SCRIPT = Path(__file__).parents[1] / "support" / "distributed_vocabulary.py"
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without distributed"
+)
+
+
+def test_four_processes(tmp_path: Path) -> None:
+    """All cases in one test, since starting the processes costs more than any of them."""
+    failures = launch(SCRIPT, 4, tmp_path)
+    assert len(failures) > 20
+    assert not any(failures.values()), report(failures)
+
+
+def test_without_processes_it_says_so() -> None:
+    with pytest.raises(ValueError, match="group: expected an initialised process group .* found none"):
+        VocabShard(torch.zeros(1, 2, 3))
+
+
+def test_what_is_no_logits_is_refused() -> None:
+    for value, error, match in (
+        ([1.0], TypeError, "local: expected a torch tensor"),
+        (torch.zeros(2, 3), ValueError, r"local: expected logits \(B, T, V\), got shape"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), TypeError, "local: expected floating-point numbers"),
+        (mlot.select(torch.zeros(1, 2, 3), k=2), TypeError, "local: expected"),
+    ):
+        with pytest.raises(error, match=match):
+            VocabShard(value)  # type: ignore[arg-type]

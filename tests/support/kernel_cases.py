@@ -1,0 +1,174 @@
+"""Cases for the kernels; `test_kernels` runs this file where they are on, on a GPU or through the interpreter."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import mlot
+from mlot.backends.torch import kernels as torch_kernels
+from problems import as_numpy, assert_close, make_problem, rounding
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(1, 1, 1, 1, 2), (2, 5, 4, 7, 16), (3, 4, 6, 33, 9), (1, 9, 3, 300, 130), (2, 3, 3, 5000, 17)]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Names of the launchers that were called, so that no case passes without its kernel."""
+    seen: set[str] = set()
+    for name in ("row_totals", "column_sums", "row_gradient", "rounds", "rounds_back"):
+        original = getattr(torch_kernels, name)
+
+        def spy(*args: object, name: str = name, original: object = original, **kwargs: object) -> object:
+            seen.add(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(torch_kernels, name, spy)
+    return seen
+
+
+def evaluate(problem: object, config: mlot.MultiLevelOTConfig, dtype: torch.dtype) -> tuple:
+    p = problem.to("torch", dtype)
+    moved = {n: v if v is None else v.to(DEVICE) for n, v in p.arguments().items()}
+    leaves = [moved["student"].requires_grad_(), moved["teacher"].requires_grad_()]
+    result = mlot.multi_level_ot(**moved, config=config, reduction="none")
+    return result, torch.autograd.grad(result.loss.sum(), leaves)
+
+
+def eager(monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple:
+    with monkeypatch.context() as patch:
+        patch.setenv("MLOT_KERNELS", "eager")
+        return evaluate(*args)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("masks", ["none", "gaps", "left"])
+@pytest.mark.parametrize("temperatures", [(1.0, 2.0), (0.7, 2.0), (1.5, 1.5)])
+def test_loss_and_gradient(
+    shape: tuple[int, ...],
+    masks: str,
+    temperatures: tuple[float, float],
+    launched: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = make_problem(0, *shape, masks=masks)
+    config = mlot.MultiLevelOTConfig(
+        k=6, matching="rank", temperature=temperatures[0], sequence_temperature=temperatures[1]
+    )
+    want = mlot.multi_level_ot(**problem.arguments(), config=config, reduction="none")
+    result, gradients = evaluate(problem, config, torch.float64)
+    assert launched == {"row_totals", "column_sums", "row_gradient", "rounds", "rounds_back"}
+    floor = rounding(problem, config)
+    for name in ("had", "sl", "sd", "loss"):
+        assert_close(getattr(result, name), getattr(want, name), 1e-10, floor, name)
+    other, eager_gradients = eager(monkeypatch, problem, config, torch.float64)
+    for got, expected in zip(gradients, eager_gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(result.student_columns, other.student_columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision(dtype: torch.dtype, launched: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss as close to the truth as float32 allows; the gradient rounded once to the type of the logits."""
+    problem = make_problem(1, 2, 6, 5, 130, 70, masks="gaps")
+    rounded = {n: as_numpy(torch.from_numpy(getattr(problem, n)).to(dtype)) for n in ("student", "teacher")}
+    problem = problem.with_(**rounded)
+    config = mlot.MultiLevelOTConfig(k=6, matching="rank")
+    want = mlot.multi_level_ot(**problem.arguments(), config=config, reduction="none")
+    result, gradients = evaluate(problem, config, dtype)
+    assert "row_gradient" in launched
+    assert_close(result.loss, want.loss, 1e-5, 0.0, "loss")
+    _, exact = eager(monkeypatch, problem, config, torch.float64)
+    for got, expected in zip(gradients, exact, strict=True):
+        assert got.dtype == dtype
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error <= max(torch.finfo(dtype).eps, 1e-5)
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_masked_rows_are_not_read(garbage: float) -> None:
+    problem = make_problem(2, 2, 5, 4, 40, 30, masks="gaps")
+    config = mlot.MultiLevelOTConfig(k=6, matching="rank")
+    want, want_gradients = evaluate(problem, config, torch.float64)
+    filled = {
+        side: np.where(getattr(problem, f"{side}_mask")[..., None], getattr(problem, side), garbage)
+        for side in ("student", "teacher")
+    }
+    got, gradients = evaluate(problem.with_(**filled), config, torch.float64)
+    assert torch.equal(got.loss, want.loss)
+    for one, two in zip(gradients, want_gradients, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_certain_predictions() -> None:
+    student = torch.full((1, 2, 5), -torch.inf, dtype=torch.float64, device=DEVICE)
+    student[:, :, 3] = 0.0
+    traces = mlot.select(student, k=2)
+    assert traces.columns[0, 0] == 3
+    assert bool((traces.log_probs[..., 0] == 0).all())
+    assert bool(torch.isneginf(traces.log_probs[..., 1]).all())
+
+
+def test_rows_that_are_not_contiguous() -> None:
+    wide = torch.randn(2, 6, 50, dtype=torch.float64, device=DEVICE)
+    for view in (wide[:, 1:4, 5:40], wide.transpose(0, 1)):
+        got, want = mlot.select(view, k=4), mlot.select(view.contiguous(), k=4)
+        assert torch.equal(got.columns, want.columns)
+        torch.testing.assert_close(got.log_probs, want.log_probs, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 16), (40, 9), (140, 130)])
+@pytest.mark.parametrize("weights", ["uniform", "given", "some zero"])
+def test_sinkhorn(
+    shape: tuple[int, int], weights: str, launched: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small problems in one program; the last shape is too large for that and goes half round by half round."""
+    rng = np.random.default_rng(0)
+    cost = rng.uniform(0, 2, size=(2, *shape))
+    a, b = (None, None) if weights == "uniform" else (rng.dirichlet(np.ones(n), size=2) for n in shape)
+    if weights == "some zero" and min(shape) > 1:
+        a[:, 0] = 0
+        b[:, -1] = 0
+        a, b = a / a.sum(1, keepdims=True), b / b.sum(1, keepdims=True)
+    n_iter = 3 if max(shape) > 100 else 7
+    want = mlot.sinkhorn(cost, a, b, n_iter=n_iter)
+
+    def compute() -> tuple:
+        tensors = [torch.from_numpy(cost).to(DEVICE).requires_grad_()]
+        if a is not None:
+            tensors += [torch.from_numpy(x).to(DEVICE).requires_grad_() for x in (a, b)]
+        weights = [x / x.sum(1, keepdim=True) for x in tensors[1:]]
+        # The bound on the cost lets CUDA, too, take the exponential form.
+        xp = mlot.get_backend("torch")
+        if not weights:
+            weights = [torch.full((2, n), 1 / n, dtype=torch.float64, device=DEVICE) for n in shape]
+        found = xp.sinkhorn(tensors[0], *weights, epsilon=0.1, n_iter=n_iter, tol=None, cost_bound=2.0)
+        return found, torch.autograd.grad((found.value + found.plan.square().sum((1, 2))).sum(), tensors)
+
+    found, gradients = compute()
+    assert "rounds" in launched
+    assert ("rounds_back" in launched) == (max(shape) < 100)
+    for name in ("plan", "value", "marginal_error"):
+        assert_close(getattr(found, name), getattr(want, name), 1e-10, 1e-13, name)
+    monkeypatch.setenv("MLOT_KERNELS", "eager")
+    for got, expected in zip(gradients, compute()[1], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_kernels_can_be_switched_off(launched: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, config = make_problem(0), mlot.MultiLevelOTConfig(k=6)
+    eager(monkeypatch, problem, config, torch.float64)
+    assert launched == set()
+    monkeypatch.setenv("MLOT_KERNELS", "fast")
+    with pytest.raises(ValueError, match="^MLOT_KERNELS: expected 'auto' or 'eager', got 'fast'"):
+        evaluate(problem, config, torch.float64)
+
+
+def test_what_kernels_do_not_serve_is_eager(launched: set[str]) -> None:
+    logits = torch.randn(1, 3, 20, dtype=torch.float64, device=DEVICE)
+    mlot.select(logits, k=2, standardize=True)
+    mlot.select(logits, k=2, extra_temperatures=(2.0, 3.0))
+    mlot.select(mlot.LinearHead(logits, torch.randn(9, 20, dtype=torch.float64, device=DEVICE)), k=2)
+    assert launched == set()
