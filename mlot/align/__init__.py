@@ -11,16 +11,28 @@ from mlot.align._draw import draw, plot
 from mlot.align._pairs import batch_pairs, pairs
 from mlot.align._ranges import byte_ranges
 from mlot.align._report import AlignmentReport, report, vocabulary_overlap
+from mlot.align._text_positions import (
+    TEXT_POSITION_FIELDS,
+    UNSERVED_REASONS,
+    batch_text_positions,
+    text_positions,
+)
 from mlot.align._tokens import TokenBytes
+from mlot.align._vocabulary_map import VocabularyMap
 
 __all__ = [
+    "TEXT_POSITION_FIELDS",
+    "UNSERVED_REASONS",
     "AlignmentReport",
     "TokenBytes",
+    "VocabularyMap",
     "batch_pairs",
+    "batch_text_positions",
     "byte_ranges",
     "draw",
     "pairs",
     "plot",
     "report",
+    "text_positions",
     "vocabulary_overlap",
 ]

@@ -39,8 +39,8 @@ def pairs(student: TokenBytes, teacher: TokenBytes) -> Integers:
     require_one_text(student, teacher)
     if np.array_equal(student.ids, teacher.ids) and np.array_equal(student.ends, teacher.ends):
         return np.repeat(np.arange(max(len(student) - 1, 0)), 2).reshape(-1, 2)
-    before_text, before_end = _positions(student)
-    other_text, other_end = _positions(teacher)
+    before_text, before_end = final_positions(student)
+    other_text, other_end = final_positions(teacher)
     ends, other_ends = student.ends[before_text], teacher.ends[other_text]
     # Both rows of ends increase strictly, so one search finds every common value.
     at = np.searchsorted(other_ends, ends)
@@ -51,7 +51,7 @@ def pairs(student: TokenBytes, teacher: TokenBytes) -> Integers:
     return np.concatenate([found, [[before_end, other_end]]])
 
 
-def _positions(tokens: TokenBytes) -> tuple[Integers, int | None]:
+def final_positions(tokens: TokenBytes) -> tuple[Integers, int | None]:
     """Positions that predict further text, and the one that predicts its end, if there is one."""
     before_text = np.flatnonzero(np.diff(tokens.ends) > 0)
     reached = np.append(0, tokens.ends)[:-1]
@@ -85,8 +85,8 @@ def batch_pairs(pairs: Sequence[Any], *, student_offset: Any = 0, teacher_offset
     rows = [_pair_rows(n, row) for n, row in enumerate(pairs)]
     shifts = np.stack(
         [
-            _offsets(name, value, len(rows))
-            for name, value in (("student", student_offset), ("teacher", teacher_offset))
+            position_offsets(name, value, len(rows))
+            for name, value in (("student_offset", student_offset), ("teacher_offset", teacher_offset))
         ],
         axis=1,
     )
@@ -109,11 +109,12 @@ def _pair_rows(n: int, row: Any) -> Integers:
     return array.astype(np.int64)
 
 
-def _offsets(name: str, value: Any, count: int) -> Integers:
+def position_offsets(name: str, value: Any, count: int) -> Integers:
+    """An argument that is one integer for all sequences or one for each, as one for each."""
     array = np.asarray(value)
-    array = integers(f"{name}_offset", np.full(count, value) if array.ndim == 0 else array)
+    array = integers(name, np.full(count, value) if array.ndim == 0 else array)
     if array.shape != (count,):
-        raise ValueError(f"{name}_offset: expected one integer or {count} of them, got shape {array.shape}")
+        raise ValueError(f"{name}: expected one integer or {count} of them, got shape {array.shape}")
     if (array < 0).any():
-        raise ValueError(f"{name}_offset: expected integers >= 0, got {array.min()}")
+        raise ValueError(f"{name}: expected integers >= 0, got {array.min()}")
     return array

@@ -1,0 +1,330 @@
+"""Positions of the student and what of the teacher's next token they have read: the plan from the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlot._checks import flag
+from mlot.align._pairs import final_positions, position_offsets
+from mlot.align._segmentation import MAX_BORDER
+from mlot.align._strings import Strings
+from mlot.align._tokens import Booleans, Integers, TokenBytes, require_one_text
+from mlot.align._vocabulary_map import VocabularyMap
+
+#: Columns of `text_positions`.
+TEXT_POSITION_FIELDS = (
+    "student",
+    "teacher",
+    "depth",
+    "start",
+    "low",
+    "high",
+    "borders",
+    "next",
+    "chain",
+)
+
+#: Why a position of the student has no target.
+UNSERVED_REASONS = {
+    "no_bytes": "the student's next token covers no byte of the text",
+    "student_changed": "the student's next token does not spell the text",
+    "student_space": "the student's next token begins with a space that is not in the text",
+    "teacher_gap": "no token of the teacher covers the next byte",
+    "teacher_changed": "the teacher's token there does not spell the text",
+    "teacher_first": "the teacher has no position before its first token",
+    "teacher_cut": "the teacher's tokens end before",
+    "end": "the end of the text has no counterpart",
+}
+_REASONS = ("", *UNSERVED_REASONS)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Tokens of one side that cover bytes.
+
+    Attributes:
+        index: their numbers.
+        starts, ends: their bytes.
+        added: bytes of each token before its first byte of the text: 0, or 1 for a space that is not in the
+            text; -1 where the token does not spell the text.
+    """
+
+    index: Integers
+    starts: Integers
+    ends: Integers
+    added: Integers
+
+    @staticmethod
+    def of(tokens: TokenBytes, strings: Strings, text: NDArray[np.uint8]) -> _Side:
+        index = np.flatnonzero(tokens.ends > tokens.starts)
+        ids, starts, ends = tokens.ids[index], tokens.starts[index], tokens.ends[index]
+        added = strings.lengths_of(ids) - (ends - starts)
+        candidate = (added == 0) | (added == 1)
+        known = np.where(candidate, ids, -1)
+        skip = np.where(candidate, added, 0)
+        spelled = strings.spell(known, text, starts, skip)
+        spaced = np.flatnonzero(spelled & (added == 1))
+        spelled[spaced] = strings.data[strings.offsets[ids[spaced]]] == ord(" ")
+        return _Side(index, starts, ends, np.where(spelled, added, -1))
+
+
+@overload
+def text_positions(
+    student: TokenBytes,
+    teacher: TokenBytes,
+    text: str | bytes,
+    vocabulary: VocabularyMap,
+    *,
+    return_counts: Literal[False] = False,
+) -> Integers: ...
+@overload
+def text_positions(
+    student: TokenBytes,
+    teacher: TokenBytes,
+    text: str | bytes,
+    vocabulary: VocabularyMap,
+    *,
+    return_counts: Literal[True],
+) -> tuple[Integers, dict[str, int]]: ...
+def text_positions(
+    student: TokenBytes,
+    teacher: TokenBytes,
+    text: str | bytes,
+    vocabulary: VocabularyMap,
+    *,
+    return_counts: bool = False,
+) -> Integers | tuple[Integers, dict[str, int]]:
+    r"""Find, for each position of the student, the teacher's distribution that says how the text goes on.
+
+    Student position :math:`i` predicts the token that begins at byte :math:`e`. The teacher's token over this
+    byte, predicted at position :math:`j`, begins at :math:`a \le e`, and :math:`c` is what of it has been
+    read: the bytes :math:`x[a:e]`, after the space that the teacher's tokenizer put before the text, where it
+    did so. Columns, named in ``TEXT_POSITION_FIELDS``:
+
+    0. ``student``: :math:`i`.
+    1. ``teacher``: :math:`j`.
+    2. ``depth``: :math:`|c|`; 0 at a boundary of both.
+    3. ``start``, 4. ``low``, 5. ``high``: of the sorted teacher tokens (`VocabularyMap.order`),
+       ``[start, low)`` spell :math:`c` and ``[low, high)`` begin with it and go on.
+    6. ``borders``: bit :math:`b`, :math:`1 \le b \le |c|`, is set where a token of the student begins after
+       the first :math:`b` bytes of :math:`c`, so that a teacher token agrees with the student's tokens so far
+       where ``segmentation & ((2 << depth) - 2) == borders``; -1 where no token of the student begins at
+       :math:`a`, or the depth is over 62.
+    7. ``next``: id of the student's token :math:`i + 1`.
+    8. ``chain``: number of teacher tokens, from :math:`j + 1` on, that it reaches into; 1 also where these
+       cannot be followed because they do not tile the text.
+
+    Bytes that no token of the student keeps, such as white space with WordPiece, count as read. At the end of
+    the text, where both sequences are closed by special tokens that correspond, the position before has a
+    row, too: of depth 0, with all tokens in its range.
+
+    Args:
+        student: tokens of the student.
+        teacher: tokens of the teacher, of the same text.
+        text: the text.
+        vocabulary: the map of the two tokenizers.
+        return_counts: whether to return the reasons, too.
+
+    Returns:
+        ``(P, 9)`` integers, one row for each position that has a target, in order; with ``return_counts``,
+        also the number of positions without one by reason, with the keys of ``UNSERVED_REASONS``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: the text is not the one that was tokenized.
+
+    >>> student = TokenBytes([2, 0, 1, 3], [0, 0, 1, 3], [0, 1, 3, 4], [True, False, False, False], 4)
+    >>> teacher = TokenBytes([2, 1, 0], [0, 0, 3], [0, 3, 4], [True, False, False], 4)
+    >>> vocabulary = VocabularyMap.from_bytes([b"t", b"he", None, b"s"], [b"s", b"the", None])
+    >>> text_positions(student, teacher, "thes", vocabulary)[:, :3]  # the student has read "", "t", "the"
+    array([[0, 0, 0],
+           [1, 0, 1],
+           [2, 1, 0]])
+    """
+    rows, reasons = positions_and_reasons(student, teacher, text, vocabulary)
+    flag("return_counts", return_counts)
+    if not return_counts:
+        return rows
+    numbers = np.bincount(reasons, minlength=len(_REASONS)).tolist()
+    return rows, {name: n for name, n in zip(_REASONS[1:], numbers[1:], strict=True) if n}
+
+
+def positions_and_reasons(
+    student: TokenBytes, teacher: TokenBytes, text: str | bytes, vocabulary: VocabularyMap
+) -> tuple[Integers, Integers]:
+    """Rows of `text_positions`, and for each position why it has none, as a number; 0 if it has one."""
+    data = _data(student, teacher, text)
+    if not isinstance(vocabulary, VocabularyMap):
+        raise TypeError(f"vocabulary: expected a VocabularyMap, got {type(vocabulary).__name__}")
+    reasons = np.full(max(len(student) - 1, 0), _REASONS.index("no_bytes"), np.int64)
+    mine = _Side.of(student, vocabulary.student_bytes, data)
+    others = _Side.of(teacher, vocabulary.teacher_bytes, data)
+
+    if len(others.index):
+        t, depth, both, why = _covering(mine, others)
+    else:
+        t = depth = np.zeros_like(mine.index)
+        both = np.zeros(len(mine.index), np.bool_)
+        why = np.full(len(mine.index), _REASONS.index("teacher_cut"), np.int64)
+    why[(mine.added == 1) & ~both] = _REASONS.index("student_space")
+    why[mine.added < 0] = _REASONS.index("student_changed")
+    predicted = mine.index > 0  # nothing predicts the first token
+    reasons[mine.index[predicted] - 1] = why[predicted]
+
+    kept = np.flatnonzero((why == 0) & predicted)
+    rows = np.zeros((len(kept), len(TEXT_POSITION_FIELDS)), np.int64)
+    if len(kept):
+        t, depth = t[kept], depth[kept]
+        entry = vocabulary.offsets[vocabulary.rank[teacher.ids[others.index[t]]]] + depth
+        rows[:, 0] = mine.index[kept] - 1
+        rows[:, 1] = others.index[t] - 1
+        rows[:, 2] = depth
+        rows[:, 3:6] = vocabulary.ranges[:, entry].T
+        rows[:, 6] = np.where(depth > MAX_BORDER, -1, _borders(mine, others, both)[kept])
+        rows[:, 7] = student.ids[mine.index[kept]]
+        rows[:, 8] = _chains(mine.ends[kept], t, others)
+    return _with_end(student, teacher, vocabulary, rows, reasons)
+
+
+def _covering(mine: _Side, others: _Side) -> tuple[Integers, Integers, Booleans, Integers]:
+    """For each of the student's tokens the teacher's over its first byte, and how much of it has been read.
+
+    Returns:
+        the teacher's tokens, the depths, where both put a space before the text, and the numbers of reasons.
+    """
+    last = len(others.index) - 1
+    over = np.searchsorted(others.ends, mine.starts, "right")
+    t = np.minimum(over, last)
+    depth = mine.starts - others.starts[t] + others.added[t]
+    # A space that both put before the text is read by neither.
+    both = (mine.added == 1) & (others.added[t] == 1) & (mine.starts == others.starts[t])
+    depth[both] = 0
+    why = np.zeros(len(mine.index), np.int64)
+    for name, fails in (
+        ("teacher_first", others.index[t] == 0),
+        ("teacher_changed", others.added[t] < 0),
+        ("teacher_gap", others.starts[t] > mine.starts),
+        ("teacher_cut", over > last),
+    ):
+        why[fails] = _REASONS.index(name)
+    return t, depth, both, why
+
+
+def _borders(mine: _Side, others: _Side, both: Booleans) -> Integers:
+    """Bits of the student's borders in the teacher's token over the first byte of each student token."""
+    t = np.minimum(np.searchsorted(others.ends, mine.starts, "right"), len(others.index) - 1)
+    added = np.maximum(others.added[t], 0)
+    bit = mine.starts - others.starts[t] + np.where(both, 0, added)
+    opens = np.ones(len(t), np.bool_)
+    opens[1:] = t[1:] != t[:-1]
+    # Tokens without a border at byte 0 of the teacher's token cannot be compared with its own tokenization.
+    first = np.flatnonzero(opens)
+    group = np.cumsum(opens) - 1
+    shared = (bit[first] == 0)[group]
+    values = np.where(
+        (bit >= 1) & (bit <= MAX_BORDER), np.uint64(1) << np.clip(bit, 0, 63).astype(np.uint64), 0
+    )
+    # Sums wrap around, and so do their differences.
+    sums = np.cumsum(values.astype(np.uint64), dtype=np.uint64)
+    before = np.concatenate([np.zeros(1, np.uint64), sums])[first][group]
+    return np.where(shared, (sums - before).astype(np.int64), -1)
+
+
+def _chains(ends: Integers, t: Integers, others: _Side) -> Integers:
+    """Number of the teacher's tokens from each ``t`` on to the one over the last byte before an end."""
+    last = np.searchsorted(others.ends, ends, "left")
+    linked = (
+        (others.index[1:] == others.index[:-1] + 1)
+        & (others.starts[1:] == others.ends[:-1])
+        & (others.added[1:] == 0)
+    )
+    breaks = np.concatenate([[0], np.cumsum(~linked)])
+    inside = np.minimum(last, len(others.index) - 1)
+    whole = (last == inside) & (breaks[inside] == breaks[t])
+    return np.where(whole, inside - t + 1, 1)
+
+
+def _with_end(
+    student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap, rows: Integers, reasons: Integers
+) -> tuple[Integers, Integers]:
+    """Add the position before the end of the text, if both sides have one."""
+    (_, i), (_, j) = final_positions(student), final_positions(teacher)
+    if i is None:
+        return rows, reasons
+    reasons[i] = _REASONS.index("end")
+    if j is None or student.ends[i] != teacher.ends[j]:
+        return rows, reasons
+    role = [teacher.ids[j + 1], student.ids[i + 1]]
+    if not (vocabulary.roles == role).all(axis=1).any():
+        return rows, reasons
+    reasons[i] = 0
+    end = [i, j, 0, 0, 0, len(vocabulary), 0, role[1], 1]
+    return np.concatenate([rows, np.array([end], np.int64)]), reasons
+
+
+def _data(student: TokenBytes, teacher: TokenBytes, text: str | bytes) -> NDArray[np.uint8]:
+    require_one_text(student, teacher)
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"text: expected a string or bytes, got {type(text).__name__}")
+    data = text.encode() if isinstance(text, str) else text
+    if len(data) != student.total:
+        raise ValueError(
+            f"text: expected the one that was tokenized, {student.total} bytes, got {len(data)} bytes"
+        )
+    return np.frombuffer(data, np.uint8)
+
+
+def batch_text_positions(
+    positions: Sequence[Any], *, student_offset: Any = 0, teacher_offset: Any = 0
+) -> Integers:
+    """Stack the text positions of several sequences.
+
+    Args:
+        positions: for each sequence ``(P_b, 9)`` integers, as `text_positions` returns them.
+        student_offset: what to add to the student's positions: the number of padding tokens on the left, one
+            integer for all sequences or ``(B,)``.
+        teacher_offset: the same for the teacher.
+
+    Returns:
+        ``(B, P, 9)`` integers, padded by -1, with ``P`` the largest number of rows.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, shape or range.
+    """
+    if not hasattr(positions, "__iter__"):
+        raise TypeError(f"positions: expected rows for each sequence, got {type(positions).__name__}")
+    rows = [_position_rows(n, row) for n, row in enumerate(positions)]
+    shifts = np.stack(
+        [
+            position_offsets("student_offset", student_offset, len(rows)),
+            position_offsets("teacher_offset", teacher_offset, len(rows)),
+        ],
+        axis=1,
+    )
+    size = max(map(len, rows), default=0)
+    batch = np.full((len(rows), size, len(TEXT_POSITION_FIELDS)), -1, np.int64)
+    for n, row in enumerate(rows):
+        batch[n, : len(row)] = row
+        batch[n, : len(row), :2] += shifts[n]
+    return batch
+
+
+def _position_rows(n: int, row: Any) -> Integers:
+    array = np.asarray(row)
+    width = len(TEXT_POSITION_FIELDS)
+    if array.size == 0:
+        return np.zeros((0, width), np.int64)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise ValueError(
+            f"positions: expected (P, {width}) for each sequence, got shape {array.shape} for number {n}"
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"positions: expected integers, got {array.dtype} for number {n}")
+    if array[:, :2].min() < 0:
+        raise ValueError(f"positions: expected positions >= 0, got {array[:, :2].min()} for number {n}")
+    return array.astype(np.int64)
