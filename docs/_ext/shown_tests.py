@@ -38,8 +38,10 @@ class Test(SphinxRole):
 
 def _reference(env: BuildEnvironment, path: Path, name: str, shown: nodes.Node) -> nodes.reference:
     pages: dict[str, set[str]] = env.__dict__.setdefault("mlot_shown_tests", {})
-    pages.setdefault(env.docname, set()).add(path.name)
-    address = f"{env.app.builder.get_relative_uri(env.docname, f'{_PAGES}/{path.stem}')}#{name}"
+    file = path.relative_to(TESTS)
+    pages.setdefault(env.docname, set()).add(file.as_posix())
+    target = f"{_PAGES}/{file.with_suffix('').as_posix()}"
+    address = f"{env.app.builder.get_relative_uri(env.docname, target)}#{name}"
     reference = nodes.reference("", "", refuri=address, internal=True)
     reference += shown
     return reference
@@ -60,11 +62,11 @@ def _forget(app: Sphinx, env: BuildEnvironment, page: str) -> None:
 def functions(path: Path) -> dict[str, int]:
     """Name and first line of every function of a file."""
     tree = ast.parse(path.read_text())
-    found = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    return found
+    return {
+        node.name: min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def _pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -78,7 +80,7 @@ def _pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         for name, line in functions(path).items():
             lines[line - 1] = f'<span id="{name}"></span>{lines[line - 1]}'
         body = "\n".join([f"<h1>tests/{file}</h1>", f"{head}{marker}{lines[0]}", *lines[1:]])
-        yield f"{_PAGES}/{path.stem}", {"title": f"tests/{file}", "body": body}, "page.html"
+        yield f"{_PAGES}/{file.removesuffix('.py')}", {"title": f"tests/{file}", "body": body}, "page.html"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

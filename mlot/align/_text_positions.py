@@ -109,8 +109,9 @@ def text_positions(
     0. ``student``: :math:`i`.
     1. ``teacher``: :math:`j`.
     2. ``depth``: :math:`|c|`; 0 at a boundary of both.
-    3. ``start``, 4. ``low``, 5. ``high``: of the sorted teacher tokens (`VocabularyMap.order`),
-       ``[start, low)`` spell :math:`c` and ``[low, high)`` begin with it and go on.
+    3. ``start``, of the sorted teacher tokens (the map's ``order``) the first that begins with :math:`c`;
+    4. ``low``, the first of these that goes on after it: ``[start, low)`` spell :math:`c`;
+    5. ``high``, the end: ``[low, high)`` begin with :math:`c` and go on.
     6. ``borders``: bit :math:`b`, :math:`1 \le b \le |c|`, is set where a token of the student begins after
        the first :math:`b` bytes of :math:`c`, so that a teacher token agrees with the student's tokens so far
        where ``segmentation & ((2 << depth) - 2) == borders``; -1 where no token of the student begins at
