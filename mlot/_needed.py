@@ -6,6 +6,10 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+#: What the extra ``hf`` brings: before these versions, a Trainer scales the loss of accumulated batches once
+#: more, or a resumed run is another one.
+HF_PACKAGES = ("torch", "transformers>=5.21", "accelerate>=1.10", "tokenizers>=0.21", "safetensors>=0.4.3")
+
 
 def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
     """Raise `ImportError` that names the packages a module lacks, and the extra that brings them.

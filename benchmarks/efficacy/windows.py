@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mlot._hf.tokenizers import start_token, token_ids
 from mlot.align import TokenBytes, byte_ranges
-from mlot.distill.vocabularies import start_token, token_ids
 
 #: Where documents may be cut: before the space in front of a word. A very long word is cut, too.
 _PIECE = re.compile(r"\s*\S{1,16}|\s+")

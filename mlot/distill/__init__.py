@@ -4,10 +4,9 @@
 one's own scripts, too.
 """
 
-from mlot._needed import require_packages
+from mlot._needed import HF_PACKAGES, require_packages
 
-_NEEDED = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "matplotlib", "rich", "jinja2")
-require_packages(__name__, "distill", _NEEDED)
+require_packages(__name__, "demo", (*HF_PACKAGES, "matplotlib>=3.9", "jinja2>=3.1", "rich>=13"))
 
 from mlot.distill.errors import DistillError  # noqa: E402
 from mlot.distill.evaluation import Score, difference_interval, evaluate_bits  # noqa: E402

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from mlot._hf.tokenizers import start_token, token_ids
 from mlot.distill.evaluation import Score, evaluate_bits
 from mlot.distill.pieces import Examples, Piece
-from mlot.distill.vocabularies import start_token, token_ids
 
 _PROMPTS, _PROMPT_CHARACTERS, _NEW_TOKENS = 3, 40, 60
 

@@ -11,9 +11,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mlot._hf.tokenizers import token_ids
 from mlot.distill.errors import DistillError
 from mlot.distill.records import Record
-from mlot.distill.vocabularies import token_ids
 from mlot.training import DistillationCollator, Truncation
 
 Document = str | Record

@@ -1,55 +1,22 @@
-"""What a run shows while it lasts."""
+"""What a training shows while it lasts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
-from transformers.utils import logging
+
+from mlot._progress import Reporter
 
 
-class Reporter:
-    """Progress bars on a terminal, a line at each evaluation elsewhere.
+class TrainingProgress(TrainerCallback):
+    """Shows a training: a bar on a terminal, a line at each evaluation elsewhere.
 
     Args:
-        console: where they go.
+        reporter: where it is shown.
+        name: of what is trained.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        columns = (
-            TextColumn("{task.description:<33}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-
-    def say(self, message: str) -> None:
-        """Print a line."""
-        self.console.print(message, soft_wrap=True, highlight=False, markup=False)
-
-    def counter(self, name: str) -> Callable[[int, int], None]:
-        """Make a function that shows how many of how many are done."""
-        task = self.progress.add_task(name, total=None)
-
-        def count(done: int, total: int) -> None:
-            self.progress.update(task, completed=done, total=total)
-            if done == total:
-                self.say(f"{name}: {total} windows")
-
-        return count
-
-    def callback(self, name: str) -> TrainerCallback:
-        """Make a callback that shows the training of that name."""
-        return _Bar(self, name)
-
-
-class _Bar(TrainerCallback):
     def __init__(self, reporter: Reporter, name: str) -> None:
         self._reporter = reporter
         self._name = name
@@ -67,18 +34,3 @@ class _Bar(TrainerCallback):
             self._reporter.progress.update(self._task, description=f"{self._name}: {found}")
         else:
             self._reporter.say(f"{self._name}: step {state.global_step} of {state.max_steps}, {found}")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing below our own progress."""
-    switches = cast(Any, logging)  # its switches carry no annotations
-    level, bars = switches.get_verbosity(), switches.is_progress_bar_enabled()
-    switches.set_verbosity_error()
-    switches.disable_progress_bar()
-    try:
-        yield
-    finally:
-        switches.set_verbosity(level)
-        if bars:
-            switches.enable_progress_bar()

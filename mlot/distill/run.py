@@ -15,6 +15,8 @@ from rich.console import Console
 from transformers import PrinterCallback
 from transformers.trainer_utils import SaveStrategy
 
+from mlot._hf.loading import quiet_transformers
+from mlot._progress import Counter, Reporter
 from mlot.distill import page
 from mlot.distill import report as reports
 from mlot.distill.errors import DistillError
@@ -24,7 +26,7 @@ from mlot.distill.output import PAGE, check_output, check_saving, staging
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter
 from mlot.distill.pieces import Examples
-from mlot.distill.progress import Reporter, quiet_transformers
+from mlot.distill.progress import TrainingProgress
 from mlot.distill.setup import Setup, Sides, load, make
 from mlot.distill.stages import Stage, Stages, kept
 from mlot.saved import SavedTeacher, save_teacher
@@ -158,7 +160,7 @@ class _Run:
                 extra_temperatures=(config.sequence_temperature,),
                 batch_size=self._reading,
                 name=None if self.options.teacher is None else Path(self.options.teacher).name,
-                progress=self.reporter.counter("saving the teacher"),
+                progress=Counter(self.reporter, "saving the teacher", "windows"),
             )
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise DistillError(f"--save-teacher: {str(error).removeprefix('folder: ')}") from error
@@ -197,7 +199,7 @@ class _Run:
             data_collator=train.collator,
             train_dataset=train,
             eval_dataset=held_out,
-            callbacks=[self.reporter.callback(name), *([] if stage is None else [stage.callback()])],
+            callbacks=[TrainingProgress(self.reporter, name), *([] if stage is None else [stage.callback()])],
         )
         trainer.remove_callback(PrinterCallback)
         if resumed is not None:

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from mlot import Traces, mask_from_labels
+from mlot._hf.loading import load_model, load_tokenizer, require_length
+from mlot._hf.tokenizers import start_token, token_ids
 from mlot.align import AlignmentReport, byte_ranges, report
-from mlot.distill.errors import DistillError
-from mlot.distill.models import load_model, load_tokenizer, make_llama
+from mlot.distill.errors import DistillError, refusing
+from mlot.distill.models import make_llama
 from mlot.distill.options import Options
 from mlot.distill.party import Party
 from mlot.distill.pieces import Examples, make_pieces
 from mlot.distill.text import Corpus, read_documents, split_corpus, standard_library_documents, text_of
-from mlot.distill.vocabularies import start_token, token_ids, train_bpe, train_unigram
+from mlot.distill.vocabularies import train_bpe, train_unigram
 from mlot.saved import SavedTeacher, fingerprint
 
 #: Held-out pieces on which the alignment is reported.
@@ -149,14 +151,17 @@ def load(options: Options) -> Setup:
     corpus = _corpus(options)
     saved = None if options.saved_teacher is None else _open(options)
     # The student is trained, and wants float32 for that; the teacher is only read.
-    if saved is None:
-        model, tokenizer, notices = load_model(options.teacher, "--teacher", options.length, "auto")
-        teacher = Party("teacher", model, tokenizer)
-    else:
-        tokenizer, notices = load_tokenizer(options.teacher, "--teacher")
-        teacher = Party("teacher", None, tokenizer)
-        _require_fitting(saved, teacher, options)
-    model, tokenizer, more = load_model(options.student, "--student", options.length, torch.float32)
+    with refusing():
+        if saved is None:
+            model, tokenizer, notices = load_model(options.teacher, "--teacher")
+            require_length(model, "--teacher", options.length, "--length")
+            teacher = Party("teacher", model, tokenizer)
+        else:
+            tokenizer, notices = load_tokenizer(options.teacher, "--teacher")
+            teacher = Party("teacher", None, tokenizer)
+            _require_fitting(saved, teacher, options)
+        model, tokenizer, more = load_model(options.student, "--student", dtype=torch.float32)
+        require_length(model, "--student", options.length, "--length")
     setup = _together(options, corpus, teacher, Party("student", model, tokenizer), notices + more)
     if saved is None:
         return setup
@@ -197,20 +202,15 @@ def _sizes(documents: Sequence[Any], sides: Sides) -> dict[str, int]:
 
 
 def _open(options: Options) -> SavedTeacher:
-    try:
+    with refusing("--saved-teacher"):
         return SavedTeacher(str(options.saved_teacher))
-    except (OSError, TypeError, ValueError) as error:
-        raise _saved_error(error) from error
 
 
 def _require_fitting(saved: SavedTeacher, teacher: Party, options: Options) -> None:
     """Refuse a saved teacher of another tokenizer, or with settings that do not serve the loss."""
-    try:
-        expected = {"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}
-        saved.manifest.require(expected, saved.folder)
+    with refusing("--saved-teacher"):
+        saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
         saved.manifest.serves(options.config())
-    except (TypeError, ValueError) as error:
-        raise _saved_error(error) from error
 
 
 def require_examples(saved: SavedTeacher, examples: Examples, options: Options) -> None:
@@ -223,7 +223,3 @@ def require_examples(saved: SavedTeacher, examples: Examples, options: Options) 
             f"{len(missing):,} are missing; it was saved from other text, or with another --length, --seed "
             "or --held-out"
         )
-
-
-def _saved_error(error: Exception) -> DistillError:
-    return DistillError(f"--saved-teacher: {str(error).removeprefix('folder: ')}")

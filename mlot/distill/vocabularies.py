@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the spot, or read from a model's folder."""
+"""Tokenizers trained on the spot."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from mlot.distill.errors import DistillError
+from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 #: Special tokens and one token for each byte.
@@ -78,42 +76,3 @@ def _wrap(tokenizer: Tokenizer, length: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     return wrapped
-
-
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Token that starts a text, so that all of the text is predicted: bos, or eos where there is none."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise DistillError("tokenizer: expected a bos or an eos token, found neither")
-
-
-def complete(tokenizer: PreTrainedTokenizerBase, option: str) -> list[str]:
-    """Give a tokenizer the padding token it lacks; return notices of what was done.
-
-    Raises:
-        DistillError: it has no end-of-text token either, or none to start with.
-    """
-    notices = []
-    if tokenizer.eos_token is None and (tokenizer.bos_token is None or tokenizer.pad_token is None):
-        raise DistillError(
-            f"{option}: expected a tokenizer with an eos token, or with bos and pad tokens, "
-            f"found bos {tokenizer.bos_token!r}, eos None, pad {tokenizer.pad_token!r}"
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        notices.append(
-            f"{option}: the tokenizer has no pad token; its eos token {tokenizer.eos_token!r} pads"
-        )
-    if tokenizer.bos_token is None:
-        notices.append(f"{option}: the tokenizer has no bos token; texts start with its eos token")
-    return notices
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without special ones."""
-    if not texts:
-        return []
-    # verbose=False: parts longer than the model's limit are expected here, and are cut afterwards
-    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return found

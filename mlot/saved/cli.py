@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlot._needed import HF_PACKAGES, require_packages
 from mlot._storage import DTYPES
 from mlot.saved._files import read_file
 from mlot.saved._reader import SavedTeacher, verify_folder
@@ -56,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _save(options: argparse.Namespace, console: Console) -> int:
+    require_packages("python -m mlot.saved save", "hf", HF_PACKAGES)
     examples = read_file(Path(options.text))
-    from mlot.distill.models import load_model
-    from mlot.distill.progress import quiet_transformers
+    from mlot._hf.loading import load_model, quiet_transformers
+    from mlot._progress import Counter, Reporter
 
     if options.threads is not None:
         import torch
@@ -68,8 +70,9 @@ def _save(options: argparse.Namespace, console: Console) -> int:
         _checks.count("threads", options.threads)
         torch.set_num_threads(options.threads)
     with quiet_transformers():
-        model, tokenizer, _ = load_model(options.model, "--model", 1, "auto")
-        with _Progress(console) as progress:
+        model, tokenizer, _ = load_model(options.model, "--model")
+        reporter = Reporter(console)
+        with reporter.progress:
             saved = save_teacher(
                 model,
                 tokenizer,
@@ -86,7 +89,7 @@ def _save(options: argparse.Namespace, console: Console) -> int:
                 device=options.device,
                 name=options.name or Path(options.model).resolve().name,
                 revision=options.revision,
-                progress=progress.update,
+                progress=Counter(reporter, "saving", "examples"),
             )
     _describe(saved, console)
     return 0
@@ -147,32 +150,6 @@ def _describe(saved: SavedTeacher, console: Console) -> None:
     console.print(f"  SD, an entry of cost   {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
 
 
-class _Progress:
-    """A bar on a terminal, elsewhere a line at each tenth."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._console, self._said = console, -1
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("examples", total=None)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        """Show how far it is."""
-        self._bar.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and 10 * done // total > self._said:
-            self._said = 10 * done // total
-            self._console.print(f"{done} of {total} examples")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlot.saved",
@@ -183,7 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     save = commands.add_parser("save", help="run a teacher over a data set and save its traces")
     save.set_defaults(run=_save)
     save.add_argument(
-        "--model", metavar="DIR", required=True, help="a causal language model with its tokenizer"
+        "--model",
+        metavar="DIR",
+        required=True,
+        help="a causal language model with its tokenizer: a folder, or an id that the cache has",
     )
     save.add_argument(
         "--text",

@@ -4,11 +4,9 @@ The student and the teacher may have different tokenizers; the teacher may run b
 saved (`mlot.saved`).
 """
 
-from mlot._needed import require_packages
+from mlot._needed import HF_PACKAGES, require_packages
 
-#: Before these, a Trainer scales the loss of accumulated batches once more, or a resumed run is another one.
-_NEEDED = ("torch", "transformers>=5.21", "accelerate>=1.10")
-require_packages(__name__, "distill", _NEEDED)
+require_packages(__name__, "hf", HF_PACKAGES)
 
 from mlot.training._arguments import MultiLevelOTTrainingArguments  # noqa: E402
 from mlot.training._collator import DistillationCollator  # noqa: E402

@@ -42,23 +42,33 @@ def installed(monkeypatch):
 def test_what_is_lacking_is_named(installed, packages, message, name):
     installed(**packages)
     with pytest.raises(ImportError) as caught:
-        require_packages("mlot.x", "distill", ("torch", "lots>=1.10"))
-    assert str(caught.value) == message + 'pip install "mlot[distill]"'
+        require_packages("mlot.x", "demo", ("torch", "lots>=1.10"))
+    assert str(caught.value) == message + 'pip install "mlot[demo]"'
     assert caught.value.name == name
 
 
 @pytest.mark.parametrize("found", ["1.10", "1.10.0", "1.11.dev0", "2.0", "1.10.0+local", None])
 def test_versions_that_will_do(installed, found):
     installed(torch="2.0", lots=found)
-    require_packages("mlot.x", "distill", ("torch", "lots>=1.10"))
+    require_packages("mlot.x", "demo", ("torch", "lots>=1.10"))
 
 
 def test_versions_are_those_of_the_extra():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for module in ("training", "distill"):
-        source = (ROOT / "mlot" / module / "__init__.py").read_text()
-        for wanted in re.findall(r'"(\w+>=[\d.]+)"', source):
-            assert wanted in extras["distill"], module
+
+    def brought(extra):
+        for wanted in extras[extra]:
+            included = re.fullmatch(r"mlot\[(.*)\]", wanted)
+            if included is None:
+                yield wanted
+            else:
+                for other in included[1].split(","):
+                    yield from brought(other)
+
+    for file, extra in (("_needed.py", "hf"), ("distill/__init__.py", "demo")):
+        asked_for = re.findall(r'"(\w+>=[\d.]+)"', (ROOT / "mlot" / file).read_text())
+        assert asked_for
+        assert set(asked_for) <= {*brought(extra)}, file
 
 
 def test_an_old_transformers_is_refused_at_import():

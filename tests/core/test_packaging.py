@@ -2,9 +2,7 @@
 
 import ast
 import os
-import shutil
 import subprocess
-import sys
 import tomllib
 import venv
 import zipfile
@@ -15,24 +13,14 @@ import pytest
 import scipy
 
 import mlot
+from wheels import build_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("build", reason="the build front end is not installed")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    shutil.copytree(ROOT / "mlot", source / "mlot", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
-        check=True,
-        capture_output=True,
-    )
-    (found,) = out.glob("*.whl")
-    return found
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_contents(wheel: Path) -> None:
@@ -53,7 +41,7 @@ def test_contents(wheel: Path) -> None:
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     assert sorted(line.split(">")[0] for line in required) == ["numpy", "scipy"]
-    for extra in ("torch", "pot", "io", "distill", "all"):
+    for extra in ("torch", "pot", "io", "hf", "demo", "all"):
         assert f"Provides-Extra: {extra}" in metadata
 
 

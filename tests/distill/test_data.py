@@ -16,10 +16,12 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mlot._hf.tokenizers import complete_special_tokens as complete
+from mlot._hf.tokenizers import start_token, token_ids
 from mlot.distill import DistillError, Examples, Piece, make_pieces
 from mlot.distill.records import Record
 from mlot.distill.text import read_documents, split_corpus, split_text, standard_library_documents
-from mlot.distill.vocabularies import complete, start_token, token_ids, train_bpe, train_unigram
+from mlot.distill.vocabularies import train_bpe, train_unigram
 
 TEXTS = [
     "Return the sum of a sequence.\n\n    >>> total([1, 2, 3])\n    6\n",
@@ -197,9 +199,9 @@ def test_missing_pad_and_bos_are_made_up_for_with_a_notice():
 
 
 def test_tokenizer_without_special_tokens_is_refused():
-    with pytest.raises(DistillError, match="--teacher: expected a tokenizer with an eos token"):
+    with pytest.raises(ValueError, match="--teacher: expected a tokenizer with an eos token"):
         complete(_bare(), "--teacher")
-    with pytest.raises(DistillError, match="--teacher: expected a tokenizer with an eos token"):
+    with pytest.raises(ValueError, match="--teacher: expected a tokenizer with an eos token"):
         complete(_bare(bos_token="<e>"), "--teacher")
     assert complete(_bare(bos_token="<e>", pad_token="<p>"), "--teacher") == []
 
@@ -403,6 +405,6 @@ def test_without_transformers_the_error_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (
-        'ImportError: mlot.distill needs transformers, not installed here; pip install "mlot[distill]"'
+        'ImportError: mlot.distill needs transformers, not installed here; pip install "mlot[demo]"'
         in done.stderr
     )

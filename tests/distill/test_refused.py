@@ -87,9 +87,15 @@ def test_folder_that_is_none(refused, folders, text, tmp_path):
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
     message = refused("--text", text, "--teacher", nowhere, "--student", folders[1])
-    assert message == f"--teacher: expected a folder with a model, found none at '{nowhere}'"
+    assert (
+        message
+        == f"--teacher: expected a folder with a model, or the id of one in the cache of Hugging Face, found none at '{nowhere}'"
+    )
     message = refused("--text", text, "--teacher", folders[0], "--student", nowhere)
-    assert message == f"--student: expected a folder with a model, found none at '{nowhere}'"
+    assert (
+        message
+        == f"--student: expected a folder with a model, or the id of one in the cache of Hugging Face, found none at '{nowhere}'"
+    )
     message = refused("--text", text, "--teacher", empty, "--student", folders[1])
     assert message.startswith(f"--teacher: expected a model that transformers loads in '{empty}'")
 

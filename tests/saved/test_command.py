@@ -151,7 +151,10 @@ def test_what_cannot_be_done(
     out, long = tmp_path / "out", tmp_path / "long.txt"
     long.write_text("a long text " * 40)
     for arguments, message in (
-        ((tmp_path / "none", text, out), "--model: expected a folder with a model, found none"),
+        (
+            (tmp_path / "none", text, out),
+            "--model: expected a folder with a model, or the id of one in the cache",
+        ),
         ((tmp_path, text, out), "--model: expected a model that transformers loads"),
         ((model, tmp_path / "none", out), "--text: expected a file, found none"),
         ((model, long, out), "--text: expected at most 48 tokens, all that the model reads, got an example"),
