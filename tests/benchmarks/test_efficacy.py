@@ -392,9 +392,8 @@ def test_a_model_that_knows_the_text_completes_every_word(material):
         def forward(self, input_ids):
             rows = [next(known) % len(ids) for _ in input_ids]
             some = ids[rows, : input_ids.shape[1]]
-            return SimpleNamespace(
-                logits=50.0 * torch.nn.functional.one_hot(some, len(held_out.words.continues))
-            )
+            width = len(held_out.words.continues)
+            return SimpleNamespace(logits=50.0 * torch.nn.functional.one_hot(some, width))
 
     found = measure(Knows(), held_out)
     assert found["word_accuracy"] == 1.0

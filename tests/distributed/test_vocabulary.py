@@ -10,17 +10,20 @@ import mlot
 from distributed_launch import launch, report
 from mlot.distributed import VocabShard
 
-SCRIPT = Path(__file__).parents[1] / "support" / "distributed_vocabulary.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without distributed"
 )
 
 
-def test_four_processes(tmp_path: Path) -> None:
-    """All cases in one test, since starting the processes costs more than any of them."""
-    failures = launch(SCRIPT, 4, tmp_path)
-    assert len(failures) > 20
+@pytest.mark.parametrize(
+    ("script", "cases"), [("distributed_vocabulary.py", 14), ("distributed_vocabulary_modules.py", 8)]
+)
+def test_four_processes(tmp_path: Path, script: str, cases: int) -> None:
+    """All cases of a script in one test, since starting the processes costs more than any of them."""
+    failures = launch(SUPPORT / script, 4, tmp_path)
+    assert len(failures) >= cases
     assert not any(failures.values()), report(failures)
 
 
