@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from mlot import MultiLevelOTConfig, _checks
+from mlot._config_fields import documented_settings, from_shell, setting_fields, setting_types
 
 #: How HAD and SL pair positions.
 Pairs = Literal["boundary", "index"]
 
-_OF_THE_LOSS = tuple(f.name for f in fields(MultiLevelOTConfig))
+if TYPE_CHECKING:  # which is frozen, but has the same fields
+    _LossArguments = MultiLevelOTConfig
+else:
+    _LossArguments = make_dataclass("_LossArguments", setting_fields())
 
 
 @dataclass
-class MultiLevelOTTrainingArguments(TrainingArguments):
+class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` with those of MultiLevelOT; defaults are the paper's, but for pairs.
 
     Args:
         alpha: weight of the transport against cross-entropy; with 0 the teacher is not asked.
-        k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank matching
-            alone can pair.
-        matching: how the student's columns are matched with the teacher's: ``"optimal"``, ``"greedy"``,
-            ``"rank"`` or ``"sinkhorn"``.
-        pool: number of the student's heaviest columns that are candidates for a match; ``None`` means
-            max(8 k, 256).
-        temperature: of the token level.
-        sequence_temperature: of the sequence level.
-        standardize: whether the logits of each position are divided by their standard deviation first.
-        had_weight: weight of HAD.
-        sl_weight: weight of SL, the paper's beta.
-        sd_weight: weight of the Sinkhorn distance, the paper's gamma.
-        epsilon: entropic regularisation of Sinkhorn, the paper's lambda.
-        n_iter: Sinkhorn rounds.
-        tol: marginal error at which a sequence's Sinkhorn stops; ``None`` does all rounds.
-        token_cost: cost that the matching minimises, ``"l1"`` or ``"log"``.
-        sequence_cost: cost between positions, ``"l1"`` or ``"log"``.
+        <settings of the loss>
         pairs: positions that HAD and SL compare: ``"boundary"``, those at which both have read the same
             bytes, as the batch brings them; ``"index"``, the i-th of the one with the i-th of the other,
             which is the paper's.
@@ -68,45 +56,6 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
         default=0.15,
         metadata={"help": "Weight of the transport against cross-entropy; with 0 no teacher is asked."},
     )
-    k: int | None = field(
-        default=50, metadata={"help": "Columns kept of each model, cut to the narrower vocabulary."}
-    )
-    matching: Literal["optimal", "greedy", "rank", "sinkhorn"] = field(
-        default="optimal", metadata={"help": "How the student's columns are matched with the teacher's."}
-    )
-    pool: int | None = field(
-        default=None,
-        metadata={"help": "Number of the student's heaviest columns to match with; default: max(8 k, 256)."},
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the token level."})
-    sequence_temperature: float = field(default=2.0, metadata={"help": "Temperature of the sequence level."})
-    standardize: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the logits of each position are divided by their standard deviation first."
-        },
-    )
-    had_weight: float = field(
-        default=1.0, metadata={"help": "Weight of HAD, the L1 distance of matched columns."}
-    )
-    sl_weight: float = field(
-        default=0.1, metadata={"help": "Weight of SL, the cross-entropy of matched columns."}
-    )
-    sd_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the Sinkhorn distance between sequences."}
-    )
-    epsilon: float = field(default=0.1, metadata={"help": "Entropic regularisation of Sinkhorn."})
-    n_iter: int = field(default=20, metadata={"help": "Sinkhorn rounds."})
-    tol: float | None = field(
-        default=None,
-        metadata={
-            "help": "Marginal error at which a sequence's Sinkhorn stops; default: it does all rounds."
-        },
-    )
-    token_cost: Literal["l1", "log"] = field(
-        default="l1", metadata={"help": "Cost that the matching minimises."}
-    )
-    sequence_cost: Literal["l1", "log"] = field(default="l1", metadata={"help": "Cost between positions."})
     pairs: Pairs = field(
         default="boundary",
         metadata={
@@ -143,8 +92,10 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for name in setting_types():
+            setattr(self, name, from_shell(name, getattr(self, name)))
         self._check_distillation()
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         # There are several ways to switch compilation on, which are known by now.
         if self.use_linear_head and self.torch_compile:
             raise ValueError(
@@ -154,7 +105,7 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
 
     def ot_config(self) -> MultiLevelOTConfig:
         """Settings of the transport alone, as `mlot.multi_level_ot` takes them."""
-        return MultiLevelOTConfig(**{name: getattr(self, name) for name in _OF_THE_LOSS})
+        return MultiLevelOTConfig(**{name: getattr(self, name) for name in setting_types()})
 
     def _check_distillation(self) -> None:
         _checks.number("alpha", self.alpha, allow_zero=True)
@@ -187,3 +138,9 @@ class MultiLevelOTTrainingArguments(TrainingArguments):
                 "label_smoothing_factor: expected 0, since the loss has a cross-entropy of its own, "
                 f"got {self.label_smoothing_factor}"
             )
+
+
+MultiLevelOTTrainingArguments.__doc__ = (MultiLevelOTTrainingArguments.__doc__ or "").replace(
+    "<settings of the loss>",
+    "\n        ".join(f"{name}: {text}" for name, text in documented_settings().items()),
+)

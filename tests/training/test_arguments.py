@@ -99,6 +99,26 @@ def test_command_line(tmp_path):
         )
 
 
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_a_shell_can_say_none(tmp_path, none):
+    parser = HfArgumentParser(MultiLevelOTTrainingArguments)
+    words = ["--output_dir", str(tmp_path), "--matching", "rank", "--k", none, "--tol", none, "--pool", "300"]
+    (args,) = parser.parse_args_into_dataclasses(words)
+    assert args.ot_config() == MultiLevelOTConfig(k=None, matching="rank", pool=300)
+    assert (args.k, args.tol, args.pool) == (None, None, 300)
+    with pytest.raises(ValueError, match="pool: expected an integer or none, got '12.5'"):
+        parser.parse_args_into_dataclasses([*words, "--pool", "12.5"])
+
+
+def test_fields_are_made_of_the_settings_of_the_loss():
+    defaults = MultiLevelOTConfig()
+    for field in dataclasses.fields(MultiLevelOTConfig):
+        made = MultiLevelOTTrainingArguments.__dataclass_fields__[field.name]
+        assert made.default == getattr(defaults, field.name)
+        assert "`" not in made.metadata["help"]
+    assert "max(8k, 256)" in MultiLevelOTTrainingArguments.__dataclass_fields__["pool"].metadata["help"]
+
+
 def test_settings_of_two_kinds_together(tmp_path):
     @dataclasses.dataclass
     class Theirs(TrainingArguments):

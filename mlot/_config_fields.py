@@ -1,0 +1,81 @@
+"""Settings of the loss as fields of arguments that a shell can give, made from `mlot.MultiLevelOTConfig`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mlot.config import MultiLevelOTConfig
+
+#: How a shell says ``None``.
+_NONE = ("none", "null")
+
+
+@cache
+def documented_settings(documented: type = MultiLevelOTConfig) -> dict[str, str]:
+    """What the section ``Args`` of a docstring says of each name, each as one line."""
+    section = re.search(r"\n    Args:\n(.*?)\n\n", (documented.__doc__ or "") + "\n\n", re.DOTALL)
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def setting_help(name: str) -> str:
+    """What a setting of the loss means, in plain text and as a sentence."""
+    text = re.sub(
+        r":math:`(.*?)`", lambda match: match[1].replace("\\", ""), documented_settings().get(name, "")
+    )
+    text = text.replace("``", "").replace("`", "").replace("%", "%%")
+    return text[:1].upper() + text[1:]
+
+
+def setting_fields() -> list[tuple[str, Any, Any]]:
+    """Name, type and field of every setting of the loss, for ``dataclasses.make_dataclass``.
+
+    Settings that may be ``None`` take strings, too, so that ``HfArgumentParser`` lets ``none`` pass; see
+    `from_shell`.
+    """
+    made = []
+    for name, (kinds, optional) in setting_types().items():
+        default = MultiLevelOTConfig.__dataclass_fields__[name].default
+        annotation: Any = Union[(*kinds, str, NoneType)] if optional else kinds[0]
+        made.append((name, annotation, field(default=default, metadata={"help": setting_help(name)})))
+    return made
+
+
+def setting_types() -> dict[str, tuple[tuple[Any, ...], bool]]:
+    """For each setting of the loss its types but ``None``, and whether it may be ``None``."""
+    found = {}
+    hints = get_type_hints(MultiLevelOTConfig)
+    for each in fields(MultiLevelOTConfig):
+        hint = hints[each.name]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = tuple(member for member in members if member is not NoneType)
+        if each.init and all(
+            kind in (int, float, str, bool) or get_origin(kind) is Literal for kind in kinds
+        ):
+            found[each.name] = kinds, NoneType in members
+    return found
+
+
+def from_shell(name: str, value: Any) -> Any:
+    """A setting as it is, or made of the word that a shell gave for one that may be ``None``.
+
+    Raises:
+        ValueError: the word is neither ``none`` nor a number.
+    """
+    kinds, optional = setting_types()[name]
+    if not optional or not isinstance(value, str) or str in kinds:
+        return value
+    if value.lower() in _NONE:
+        return None
+    for kind in kinds:
+        if kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError as error:
+                wanted = "an integer" if kind is int else "a number"
+                raise ValueError(f"{name}: expected {wanted} or none, got {value!r}") from error
+    return value
