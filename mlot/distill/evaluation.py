@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import nn
 
 from mlot._hf.heads import evaluating
@@ -98,9 +99,14 @@ def difference_interval(
     """
     if not np.array_equal(first.sizes, second.sizes):
         raise ValueError("second: expected a score on the documents of first, got one on others")
-    rng = np.random.default_rng(seed)
-    count = len(first.sizes)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    differences = weights @ (first.bits - second.bits) / (weights @ first.sizes)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    drawn = stats.bootstrap(
+        (first.bits - second.bits, first.sizes),
+        lambda bits, sizes, axis: bits.sum(axis=axis) / sizes.sum(axis=axis),
+        paired=True,
+        n_resamples=draws,
+        batch=max(1, 10**7 // len(first.sizes)),
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

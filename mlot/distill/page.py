@@ -7,7 +7,6 @@ from texts, models and options is escaped.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mlot.distill.charts import Chart, HeatMap, Series, chart, heat_map
+from mlot.distill.draw import Drawing, Series, heat_map, legible, line_chart
 from mlot.distill.output import PAGE, REPORT
 from mlot.distill.pictures import Pictures
 from mlot.distill.report import CE, LABELS, MLOT, TEACHER, ModelReport, RunReport, cells, verdict
@@ -94,13 +93,6 @@ def view(report: RunReport) -> dict[str, Any]:
     }
 
 
-def legible(text: str) -> str:
-    """Text in which nothing is invisible, rings a bell, or changes how what follows is read."""
-    return "".join(
-        f"\\u{{{ord(c):x}}}" if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in text
-    )
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -129,7 +121,7 @@ def _row(model: ModelReport, report: RunReport) -> dict[str, Any]:
     }
 
 
-def _charts(report: RunReport) -> list[Chart]:
+def _charts(report: RunReport) -> list[Drawing]:
     """Bits per byte, and where there are twins the gap between them."""
     series = []
     steps = report.distilled.steps
@@ -138,23 +130,23 @@ def _charts(report: RunReport) -> list[Chart]:
         if not curve and model.bits_per_byte is not None:  # a teacher from a folder: a level line
             curve = [(0, model.bits_per_byte), (steps, model.bits_per_byte)]
         series.append(Series(LABELS[model.name], _STYLES[model.name], curve))
-    found = [chart("bits per byte of held-out text", series)]
+    found = [line_chart("bits per byte of held-out text", series)]
     plain = report.model(CE)
     if plain is not None:
         before = dict(plain.curve)
         gap = [(step, bits - before[step]) for step, bits in report.distilled.curve if step in before]
         label = "MultiLevelOT less CE alone, bits per byte (below 0: better)"
-        found.append(chart(label, [Series("MultiLevelOT less CE alone", "mlot", gap)], zero=True))
+        found.append(line_chart(label, [Series("MultiLevelOT less CE alone", "mlot", gap)], zero=True))
     return [one for one in found if one is not None]
 
 
-def _terms(report: RunReport) -> list[Chart]:
+def _terms(report: RunReport) -> list[Drawing]:
     """Every term that the students logged."""
     students = [model for model in report.models if model.name != TEACHER]
     logged = dict.fromkeys(name for model in students for name in model.logged)
     order = [*(name for name in _TERMS if name in logged), *(name for name in logged if name not in _TERMS)]
     found = (
-        chart(
+        line_chart(
             _TERMS.get(name, name),
             [Series(LABELS[m.name], _STYLES[m.name], m.logged[name]) for m in students if name in m.logged],
         )
@@ -163,23 +155,23 @@ def _terms(report: RunReport) -> list[Chart]:
     return [one for one in found if one is not None]
 
 
-def _plan(pictures: Pictures) -> HeatMap:
+def _plan(pictures: Pictures) -> Drawing:
     plan, rows, columns = pictures.plan, pictures.teacher_tokens, pictures.student_tokens
     return heat_map(
         "transport plan: teacher's positions in rows, student's in columns",
         plan,
         rows,
         columns,
-        style="plan",
+        colour="ce",
         full=float(plan.max(initial=0.0)),
         tip=lambda i, j: f"{rows[i]} → {columns[j]}: {plan[i, j]:.1%} of the row",
     )
 
 
-def _traces(pictures: Pictures) -> list[HeatMap]:
+def _traces(pictures: Pictures) -> list[Drawing]:
     maps = []
-    sides = (("teacher", pictures.teacher_traces), ("student", pictures.student_traces))
-    for side, values in sides:
+    sides = (("teacher", pictures.teacher_traces, "teacher"), ("student", pictures.student_traces, "mlot"))
+    for side, values, colour in sides:
         names = [str(getattr(match, side)) for match in pictures.matches]
 
         def tip(row: int, column: int, names: list[str] = names, values: Any = values) -> str:
@@ -191,7 +183,7 @@ def _traces(pictures: Pictures) -> list[HeatMap]:
                 values,
                 names,
                 pictures.places,
-                style=side,
+                colour=colour,
                 full=1.0,
                 root=True,
                 tip=tip,

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlot.align import AlignmentReport
-from mlot.distill.charts import Series, chart, heat_map
+from mlot.distill.draw import legible
 from mlot.distill.evaluation import Score
-from mlot.distill.page import legible, render
+from mlot.distill.page import render
 from mlot.distill.pictures import Match, Pictures, Segment
 from mlot.distill.report import (
     CE,
@@ -260,88 +260,3 @@ def test_legible_text_keeps_what_can_be_seen(text):
     assert legible(shown) == shown
     if text.isascii() and text.isprintable():
         assert shown == text
-
-
-# -- charts ----------------------------------------------------------------------------------------------
-
-VALUES = st.floats(-1e9, 1e9, allow_subnormal=False)
-
-
-@given(
-    st.lists(
-        st.lists(st.tuples(st.integers(0, 10**6), VALUES), min_size=1, max_size=8), min_size=1, max_size=3
-    ),
-    st.booleans(),
-)
-def test_charts_keep_the_order_and_stay_in_their_frame(series, zero):
-    found = chart("title", [Series(str(n), "ce", points) for n, points in enumerate(series)], zero=zero)
-    placed = []
-    for points, line in zip(series, found.lines, strict=True):
-        placed += [((x, y), (a, b)) for (x, y), (a, b, _) in zip(points, line.dots, strict=True)]
-        assert line.path == "M" + " L".join(f"{a:g} {b:g}" for a, b, _ in line.dots)
-    for _, (a, b) in placed:
-        assert found.left <= a <= found.right
-        assert found.top <= b <= found.bottom
-    for (x, y), (a, b) in placed:
-        for (u, v), (c, d) in placed:
-            assert not (x < u and a > c)
-            assert not (y < v and b < d)  # SVG counts downwards
-    for ticks, low, high in (
-        (found.x_ticks, found.left, found.right),
-        (found.y_ticks, found.top, found.bottom),
-    ):
-        assert all(low <= place <= high and len(label) <= 10 for place, label in ticks)
-    assert (found.zero is not None) == zero
-
-
-def test_ticks_stand_where_they_say():
-    found = chart("bits", [Series("a", "ce", [(0, 1.0), (10, 3.0)])])
-    places = {label: place for place, label in found.y_ticks}
-    top, bottom = found.lines[0].dots[1][1], found.lines[0].dots[0][1]
-    for label, place in places.items():
-        assert place == pytest.approx(bottom + (float(label) - 1) / 2 * (top - bottom), abs=0.1)
-    assert {"1.5", "2.0", "2.5"} <= places.keys()
-    assert [label for _, label in found.x_ticks] == ["0", "2", "4", "6", "8", "10"]
-    assert "a from 1 at step 0 to 3 at step 10" in found.alt
-
-
-def test_values_that_are_none_are_left_out():
-    nan = float("nan")
-    assert chart("title", [Series("a", "ce", [(0, nan)]), Series("b", "ce", [])]) is None
-    found = chart("title", [Series("a", "ce", [(0, 1.0), (5, nan), (9, float("inf")), (10, 2.0)])])
-    assert [tip for _, _, tip in found.lines[0].dots] == ["a, step 0: 1", "a, step 10: 2"]
-
-
-def test_long_lines_have_no_dots():
-    found = chart("title", [Series("a", "ce", [(n, float(n)) for n in range(200)])])
-    assert found.lines[0].dots == ()
-    assert found.lines[0].path.count("L") == 199
-
-
-@pytest.mark.parametrize("root", [False, True])
-def test_heat_map_colours_by_the_value(root):
-    values = np.array([[0.0, 0.25, 1.0], [2.0, 0.5, 0.0]])
-    found = heat_map(
-        "title", values, ["a", "b" * 40], ["x", "漢字" * 10, "z"], style="plan",
-        tip=lambda i, j: f"{i},{j}", full=1.0, root=root,
-    )  # fmt: skip
-    strength = {cell.tip: cell.strength for cell in found.cells}
-    assert strength == {
-        "0,1": 0.5 if root else 0.25,
-        "0,2": 1.0,
-        "1,0": 1.0,
-        "1,1": round(0.5**0.5, 3) if root else 0.5,
-    }
-    assert [label for _, label in found.rows] == ["a", "b" * 15 + "…"]
-    assert found.columns[1][1] == "漢字" * 3 + "漢" + "…"
-    for cell in found.cells:
-        row, column = map(int, cell.tip.split(","))
-        assert abs(cell.x + found.side / 2 - found.columns[column][0]) <= 0.11
-        assert abs(cell.y + found.side / 2 - found.rows[row][0]) <= 0.11
-        assert found.left <= cell.x <= found.width - found.side
-        assert found.top <= cell.y <= found.height - found.side
-
-
-def test_an_empty_plan_is_an_empty_map():
-    found = heat_map("title", np.zeros((0, 0)), [], [], style="plan", tip=lambda i, j: "", full=0.0)
-    assert found.cells == found.rows == ()
