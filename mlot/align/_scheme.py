@@ -12,6 +12,7 @@ _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 #: Byte that each character of a byte-level vocabulary stands for: itself where visible, else 256 and up.
 BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 _FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.align._segmentation import Segmentation, segment
-from mlot.align._strings import PrefixTree, Strings, prefix_ranges
+from mlot import _checks
+from mlot._fingerprint import fingerprint
+from mlot.align._map_file import read_arrays, write_arrays
+from mlot.align._reader import Reader
+from mlot.align._readings import Readings, readings
+from mlot.align._roles import corresponding
+from mlot.align._spelling import Spelling
+from mlot.align._strings import Strings, prefix_ranges
 from mlot.align._tokens import Integers
+
+_FORMAT = "mlot.vocabulary_map.1"
+_SIDES = ("student", "teacher")
+_ARRAYS = ("order", "offsets", "longest", "canonical", "segmentation", "roles")
+#: Maps made in this process, by what `_keys` says of their tokenizers; the latest ones are kept.
+_MADE: dict[tuple[str, str], VocabularyMap] = {}
+_REMEMBERED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +46,8 @@ class VocabularyMap:
     mapped to itself by the identity.
 
     Attributes:
-        order: teacher ids that spell text, sorted by their bytes, ties by id, ``(N,)``.
+        order: teacher ids that spell text, sorted by their bytes, ``(N,)``; of several with the same bytes
+            the one that the tokenizer makes of them is first.
         offsets: first entry of each of them, and the number of entries, ``(N + 1,)``.
         longest: for each entry the longest student token that the rest begins with; -1: there is none.
         canonical: for each entry the token that follows there in the student's own tokenization of the whole
@@ -39,6 +57,7 @@ class VocabularyMap:
         roles: ``[teacher id, student id]`` of special tokens that correspond, ``(S, 2)``.
         student_bytes: bytes of each student id.
         teacher_bytes: bytes of each teacher id.
+        fingerprints: what tells the student's and the teacher's tokenizer, where they are known.
     """
 
     order: Integers
@@ -49,6 +68,53 @@ class VocabularyMap:
     roles: Integers
     student_bytes: Strings
     teacher_bytes: Strings
+    fingerprints: tuple[str, str] | None = None
+
+    @staticmethod
+    def from_tokenizers(
+        student_tokenizer: Any, teacher_tokenizer: Any, *, folder: str | os.PathLike[str] | None = None
+    ) -> VocabularyMap:
+        """Map the vocabularies of two tokenizers.
+
+        Tokens spell their bytes as the tokenizer declares it: byte-level alphabets, marks for spaces, byte
+        fallback, continuation marks. Special tokens spell nothing; those that end a turn or a text, and
+        others of one role, correspond. Made once in a process for two tokenizers; with a folder, once for
+        all.
+
+        Args:
+            student_tokenizer: of the transformers or tokenizers library, or any object that has ``get_vocab``
+                and ``encode`` besides ``convert_ids_to_tokens``.
+            teacher_tokenizer: the same for the teacher.
+            folder: where maps are kept; ``None``: in memory alone. A damaged file is made again.
+
+        Returns:
+            `VocabularyMap`.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            TypeError: an argument is of the wrong kind.
+        """
+        readers = [Reader(each) for each in (student_tokenizer, teacher_tokenizer)]
+        home = None if folder is None else _checks.path("folder", folder)
+        if home is not None and not home.is_dir():
+            raise FileNotFoundError(f"folder: expected an existing folder, got {str(home)!r}")
+        keys = _key(readers[0]), _key(readers[1])
+        roles = np.array(corresponding(*readers), np.int64).reshape(-1, 2)
+        file = None if home is None else home / f"{keys[0]}-{keys[1]}.mlot-map"
+        kept = None if file is None else VocabularyMap._kept(file, keys)
+        made = _MADE.get(keys) or kept
+        if made is None:
+            student, teacher = map(Spelling, readers)
+            read = readings(
+                student.strings, teacher.strings, student.tokenize, student.preference, teacher.preference
+            )
+            made = VocabularyMap._of(read, roles, student.strings, teacher.strings, keys)
+        if not np.array_equal(made.roles, roles):
+            made = replace(made, roles=roles)
+        _remember(keys, made)
+        if file is not None and kept is None:
+            made.save(file)
+        return made
 
     @staticmethod
     def from_bytes(
@@ -84,12 +150,91 @@ class VocabularyMap:
             Strings.of(_strings(name, value))
             for name, value in (("student_bytes", student_bytes), ("teacher_bytes", teacher_bytes))
         )
-        order = sort(teacher)
-        segments = None
-        if tokenize is not None:
-            spelled = Strings.of([teacher[n] for n in order.tolist()])
-            segments = segment(spelled, [tokenize(string) for string in spelled.all()], student)
-        return assemble(student, teacher, order, segments, _role_rows(roles, len(student), len(teacher)))
+        rows = _role_rows(roles, len(student), len(teacher))
+        each = None if tokenize is None else lambda strings: [tokenize(string) for string in strings]
+        return VocabularyMap._of(readings(student, teacher, each), rows, student, teacher)
+
+    @staticmethod
+    def _of(
+        read: Readings,
+        roles: Integers,
+        student: Strings,
+        teacher: Strings,
+        fingerprints: tuple[str, str] | None = None,
+    ) -> VocabularyMap:
+        return VocabularyMap(
+            read.order,
+            read.offsets,
+            read.longest,
+            read.canonical,
+            read.segmentation,
+            roles,
+            student,
+            teacher,
+            fingerprints,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the map to a file, whole or not at all.
+
+        Raises:
+            FileNotFoundError: the folder is not there.
+            TypeError: ``path`` is no path.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        for name in ("student_bytes", "teacher_bytes"):
+            strings: Strings = getattr(self, name)
+            arrays |= {f"{name}_data": strings.data, f"{name}_lengths": strings.lengths}
+        write_arrays(_checks.path("path", path), _FORMAT, list(self.fingerprints or ()), arrays)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str], *, student_tokenizer: Any = None, teacher_tokenizer: Any = None
+    ) -> VocabularyMap:
+        """Read a map from a file.
+
+        Args:
+            path: the file.
+            student_tokenizer: what the map must be of; ``None``: this is not checked.
+            teacher_tokenizer: the same for the teacher.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError: an argument is of the wrong kind.
+            ValueError: the file is damaged, no map, or that of other tokenizers.
+        """
+        wanted = [
+            None if each is None else _key(Reader(each)) for each in (student_tokenizer, teacher_tokenizer)
+        ]
+        return VocabularyMap._read(_checks.path("path", path), wanted)
+
+    @staticmethod
+    def _kept(path: Path, keys: Sequence[str]) -> VocabularyMap | None:
+        """A map that was saved; ``None`` where none is, or the file is damaged."""
+        with suppress(FileNotFoundError, ValueError):
+            return VocabularyMap._read(path, keys)
+        return None
+
+    @staticmethod
+    def _read(path: Path, wanted: Sequence[str | None]) -> VocabularyMap:
+        names = [f"{side}_bytes_{part}" for side in _SIDES for part in ("data", "lengths")]
+        fingerprints, arrays = read_arrays(path, _FORMAT, [*_ARRAYS, *names])
+        for side, key, own in zip(_SIDES, wanted, fingerprints or ("", ""), strict=True):
+            if key is not None and key != own:
+                raise ValueError(
+                    f"{side}_tokenizer: expected that of the map at {str(path)!r}, {own}, got one with {key}"
+                )
+        strings = [
+            Strings(data, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+            for data, lengths in ((arrays[names[0]], arrays[names[1]]), (arrays[names[2]], arrays[names[3]]))
+        ]
+        kept = {name: arrays[name] for name in _ARRAYS}
+        return VocabularyMap(
+            **kept,
+            student_bytes=strings[0],
+            teacher_bytes=strings[1],
+            fingerprints=(fingerprints[0], fingerprints[1]) if fingerprints else None,
+        )
 
     @property
     def student_vocab_size(self) -> int:
@@ -148,92 +293,17 @@ class VocabularyMap:
         return rank
 
 
-def sort(strings: Strings) -> Integers:
-    """Ids that spell text, sorted by their bytes, ties by id."""
-    every = strings.all()
-    ids = sorted(np.flatnonzero(strings.lengths).tolist(), key=every.__getitem__)
-    return np.array(ids, np.int64)
+def _key(reader: Reader) -> str:
+    """Fingerprint of a tokenizer with the ids that its wrapper takes for special."""
+    special = zlib.crc32(repr(sorted(reader.special | reader.unknown)).encode())
+    return f"{fingerprint(reader.tokenizer)}{special:08x}"
 
 
-def assemble(
-    student: Strings,
-    teacher: Strings,
-    order: Integers,
-    segments: Segmentation | None,
-    roles: Integers,
-    preference: Integers | None = None,
-) -> VocabularyMap:
-    """A map from its parts.
-
-    Args:
-        student: bytes of the student's ids.
-        teacher: bytes of the teacher's ids.
-        order: as `sort` makes it.
-        segments: the student's own tokenization of the sorted teacher tokens, if it is known.
-        roles: special tokens that correspond.
-        preference: of student ids with the same bytes the one with the least value stands for all,
-            ``(V_s,)``; ``None``: the lowest id.
-    """
-    spelled = Strings.of([teacher[n] for n in order.tolist()])
-    student_order = sort(student)
-    if preference is not None:
-        student_order = _by_preference(student, student_order, preference)
-    every = student.all()
-    distinct, groups = _distinct([every[n] for n in student_order.tolist()])
-    longest = PrefixTree.of(Strings.of(distinct)).longest(spelled)
-    ids = np.full(len(longest), -1, np.int64)
-    ids[longest >= 0] = student_order[groups[longest[longest >= 0]]]
-    whole, copies = _copies(spelled, distinct, longest, groups)
-    ids[spelled.offsets[whole]] = student_order[copies]
-    if segments is None:
-        canonical = np.full(len(ids), -1, np.int64)
-        bits = np.zeros(len(order), np.int64)
-    else:
-        canonical, bits = segments.following.copy(), segments.borders
-        # The same choice among tokens of the same bytes as in the other reading.
-        first = spelled.offsets[:-1]
-        alone = np.zeros(len(order), np.bool_)
-        alone[whole] = segments.count[whole] == 1
-        canonical[first[alone]] = ids[first[alone]]
-    return VocabularyMap(
-        order,
-        spelled.offsets,
-        ids.astype(np.int32),
-        canonical.astype(np.int32),
-        bits,
-        roles,
-        student,
-        teacher,
-    )
-
-
-def _by_preference(strings: Strings, order: Integers, preference: Integers) -> Integers:
-    every = strings.all()
-    ranks = preference.tolist()
-    return np.array(sorted(order.tolist(), key=lambda n: (every[n], ranks[n], n)), np.int64)
-
-
-def _distinct(strings: list[bytes]) -> tuple[list[bytes], Integers]:
-    """Distinct strings of sorted ones, and the first place of each, with the number of strings at the end."""
-    first = [n for n, string in enumerate(strings) if n == 0 or string != strings[n - 1]]
-    return [strings[n] for n in first], np.array([*first, len(strings)], np.int64)
-
-
-def _copies(
-    spelled: Strings, distinct: list[bytes], longest: Integers, groups: Integers
-) -> tuple[Integers, Integers]:
-    """Sorted teacher tokens that are student tokens, too, and which of the copies of that they are given."""
-    found = longest[spelled.offsets[:-1]]
-    sizes = np.array([len(string) for string in distinct], np.int64)
-    whole = np.flatnonzero(found >= 0)
-    whole = whole[sizes[found[whole]] == spelled.lengths[whole]]
-    match = found[whole]
-    # How many teacher tokens before this one spell the same.
-    opens = np.ones(len(match), np.bool_)
-    opens[1:] = match[1:] != match[:-1]
-    first = np.flatnonzero(opens)
-    number = np.arange(len(match)) - first[np.cumsum(opens) - 1] if len(match) else match
-    return whole, groups[match] + np.minimum(number, groups[match + 1] - groups[match] - 1)
+def _remember(keys: tuple[str, str], made: VocabularyMap) -> None:
+    _MADE.pop(keys, None)
+    _MADE[keys] = made
+    while len(_MADE) > _REMEMBERED:
+        _MADE.pop(next(iter(_MADE)))
 
 
 def _strings(name: str, value: Any) -> list[bytes | None]:

@@ -4,8 +4,9 @@ A folder holds a manifest and files of some examples each. Writing survives inte
 files into memory, and neither needs torch. ``python -m mlot.saved`` saves, checks and describes them.
 """
 
+from mlot._fingerprint import fingerprint
 from mlot.saved._error import StorageError, storage_error
-from mlot.saved._fingerprint import fingerprint, model_fingerprint
+from mlot.saved._fingerprint import model_fingerprint
 from mlot.saved._keys import example_key
 from mlot.saved._manifest import Manifest
 from mlot.saved._reader import SavedTeacher, verify_folder

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlot import _checks
+from mlot._fingerprint import fingerprint
 from mlot._storage import DTYPES, safetensors_numpy
 from mlot.saved._examples import TeacherExample, read_examples
-from mlot.saved._fingerprint import fingerprint, model_fingerprint
+from mlot.saved._fingerprint import model_fingerprint
 from mlot.saved._manifest import Manifest
 from mlot.saved._pack import empty_example, packed_examples
 from mlot.saved._reader import SavedTeacher

@@ -1,0 +1,76 @@
+"""Special tokens of two tokenizers that correspond, by the role that each plays."""
+
+from __future__ import annotations
+
+from mlot.align._reader import Reader
+
+#: How the tokens that end a turn, and a text, are called where nothing else tells.
+_TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+)
+_TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|EOS_TOKEN|>", "<｜end▁of▁sentence｜>")
+_DECLARED = ("bos", "cls", "sep", "mask", "pad")
+#: Stands for what the assistant says while a chat template is read; a character for private use.
+_MARK = "\ue000"
+
+
+def corresponding(student: Reader, teacher: Reader) -> list[tuple[int, int]]:
+    """Special tokens that correspond.
+
+    The end of a turn to the end of a turn, as the chat templates write it, the end of a text to the end of a
+    text, then by what the tokenizers declare, then by name. Where one token of the teacher ends both, it
+    corresponds to the student's eos.
+
+    Returns:
+        ``(teacher id, student id)``, each teacher id once, sorted.
+    """
+    (turn, text), (teacher_turn, teacher_text) = _ends(student), _ends(teacher)
+    rows = [(teacher_turn, turn), (teacher_text, text)]
+    if teacher_turn == teacher_text:
+        rows.insert(0, (teacher_text, student.role("eos")))
+    rows.append((teacher.role("eos"), student.role("eos")))
+    # An end is the counterpart of ends alone, though it may also be what starts or pads.
+    rows += [row for row in _declared(student, teacher) if row[1] not in (turn, text)]
+    names = {name: i for i, name in student.added.items() if i in student.special}
+    rows += [(i, names.get(teacher.added.get(i, ""))) for i in sorted(teacher.special)]
+    chosen: dict[int, int] = {}
+    for one, other in rows:
+        if one is not None and other is not None:
+            chosen.setdefault(one, other)
+    return sorted(chosen.items())
+
+
+def _declared(student: Reader, teacher: Reader) -> list[tuple[int | None, int | None]]:
+    return [(teacher.role(name), student.role(name)) for name in _DECLARED]
+
+
+def _ends(reader: Reader) -> tuple[int | None, int | None]:
+    """Tokens that end a turn and a text, the same one where there is but one; ``None``: there is none."""
+    eos = reader.role("eos")
+    names = {name: i for i, name in reader.added.items() if i in reader.special}
+    turn = _after_a_turn(reader, names)
+    if turn is None:
+        turn = next((names[name] for name in _TURN_ENDS if name in names), eos)
+    named = (names[name] for name in _TEXT_ENDS if name in names)
+    text = eos if eos is not None and eos != turn else next((i for i in named if i != turn), turn)
+    return turn, text
+
+
+def _after_a_turn(reader: Reader, names: dict[str, int]) -> int | None:
+    """The special token that a chat template puts after what the assistant says."""
+    apply = getattr(reader.tokenizer, "apply_chat_template", None)
+    if apply is None or getattr(reader.tokenizer, "chat_template", None) is None:
+        return None
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    try:
+        after = str(apply(said, tokenize=False)).partition(_MARK)[2].lstrip()
+    except Exception:  # templates raise what they like, and without jinja2 there are none
+        return None
+    return next(
+        (names[name] for name in sorted(names, key=len, reverse=True) if after.startswith(name)), None
+    )
