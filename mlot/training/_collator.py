@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks, mask_from_labels
 from mlot._hf.heads import longest_input
+from mlot._hf.render import render
+from mlot._hf.tokens import tokenize
 from mlot.align import batch_pairs
 from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
 from mlot.training._batch import KEYS
 from mlot.training._examples import Pair, PreparedDataset, Truncation
 from mlot.training._heads import language_model
-from mlot.training._render import render
 from mlot.training._teacher import characters_of, given_teachers
-from mlot.training._tokens import tokenize
 
 _logger = logging.getLogger("mlot.training")
 

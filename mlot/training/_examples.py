@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mlot.training._tokens import Tokens, common_positions
+from mlot._hf.tokens import Tokens, common_positions
 
 
 @dataclass(frozen=True)

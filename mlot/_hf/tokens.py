@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot._hf.render import Rendered
 from mlot.align import TokenBytes, byte_ranges, pairs
-from mlot.training._render import Rendered
 
 
 @dataclass(frozen=True)
