@@ -27,6 +27,7 @@ lint: $(STAMP)  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 verify: $(STAMP)  ## Check this installation against independent solvers.
 	$(BIN)/python -m mlot.verify $(ARGS)

@@ -1,5 +1,6 @@
 """Optimal transport between the predictions of two language models with different tokenizers."""
 
+from mlot._selection import select
 from mlot._version import __version__
 from mlot.backends import Backend, BackendSpec, available_backends, get_backend, register_backend
 from mlot.bounds import TruncationBounds, truncation_bounds
@@ -12,7 +13,7 @@ from mlot.matching import assign, matching_gap
 from mlot.sources import LinearHead
 from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
 from mlot.topk import TopKLogprobs
-from mlot.traces import Traces, select
+from mlot.traces import Traces
 from mlot.transport import TransportResult, emd, sinkhorn
 
 __all__ = [

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from mlot._arrays import ArrayOperations
 from mlot._typing import Array
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from mlot.backends.base import Backend
-    from mlot.traces import Traces
 
 
 class Composite:
@@ -25,6 +20,8 @@ class Composite:
     _whole: ClassVar[bool] = True
     #: Whether it computes its cross-entropy by itself, in `_cross_entropy`, whatever can be read of it.
     _scores: ClassVar[bool] = False
+    #: Whether traces of it are selected by its own `_select`, not by the backend.
+    _selects: ClassVar[bool] = False
     #: Why this cannot be a student; empty if it can.
     _no_student: ClassVar[str] = ""
     #: Whether it knows by itself which positions count, so that labels are not needed for a mask.
@@ -43,10 +40,10 @@ class Composite:
         """Arrays that it holds."""
         return [v for v in (getattr(self, f.name) for f in fields(self)) if hasattr(v, "shape")]  # type: ignore[arg-type]
 
-    def _check(self, xp: Backend, name: str) -> None:
+    def _check(self, xp: ArrayOperations, name: str) -> None:
         """Raise unless the arrays are of the kinds needed; messages start with ``name``."""
 
-    def _mask(self, xp: Backend) -> Array:
+    def _mask(self, xp: ArrayOperations) -> Array:
         """Mask ``(B, T)`` where none is given."""
         return xp.full_mask(self)
 
@@ -54,30 +51,12 @@ class Composite:
         """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
         raise NotImplementedError
 
-    def _check_mask(self, xp: Backend, name: str, mask: Array, of: str) -> None:
-        """Raise unless a given mask, called ``name``, fits this source, called ``of``."""
+    def _select(self, mask: Array, **settings: Any) -> Any:
+        """Traces of this, where ``_selects`` says so; settings are those of a backend's ``select``."""
+        raise NotImplementedError
 
-    def _select(
-        self,
-        xp: Backend,
-        mask: Array,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-        name: str,
-    ) -> Traces:
-        """Traces of the ``k`` heaviest columns; arguments arrive checked, further temperatures once each."""
-        traces: Traces = xp.select(
-            self,
-            mask,
-            k=k,
-            temperature=temperature,
-            extra_temperatures=extra_temperatures,
-            standardize=standardize,
-        )
-        return traces
+    def _check_mask(self, xp: ArrayOperations, name: str, mask: Array, of: str) -> None:
+        """Raise unless a given mask, called ``name``, fits this source, called ``of``."""
 
 
 def arrays_of(value: Any) -> list[Array]:

@@ -7,10 +7,9 @@ import sys
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mlot.backends.base import Backend
+from mlot._arrays import ArrayOperations
 
 ENTRY_POINT_GROUP = "mlot.backends"
 
@@ -63,7 +62,7 @@ class BackendSpec:
 
 
 _specs: dict[str, BackendSpec] = {}
-_loaded: dict[str, Backend] = {}
+_loaded: dict[str, ArrayOperations] = {}
 _plugins_read = False
 
 
@@ -99,7 +98,7 @@ def available_backends() -> tuple[str, ...]:
     return tuple(_specs)
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str) -> ArrayOperations:
     """Load a backend by name.
 
     Args:
@@ -139,9 +138,7 @@ def _closest(kind: type) -> tuple[str | None, int | None]:
     return found
 
 
-def _load(spec: BackendSpec) -> Backend:
-    from mlot.backends.base import Backend
-
+def _load(spec: BackendSpec) -> ArrayOperations:
     try:
         module = importlib.import_module(spec.module)
     except ModuleNotFoundError as error:
@@ -152,9 +149,9 @@ def _load(spec: BackendSpec) -> Backend:
             ) from error
         raise
     made = getattr(module, spec.attribute, None)
-    if isinstance(made, type) or (callable(made) and not isinstance(made, Backend)):
+    if isinstance(made, type) or (callable(made) and not isinstance(made, ArrayOperations)):
         made = made()
-    if not isinstance(made, Backend):
+    if not isinstance(made, ArrayOperations):
         raise TypeError(
             f"backend: {spec.module}.{spec.attribute} should be or return a mlot.backends.Backend, "
             f"got {type(made).__name__}"

@@ -15,61 +15,39 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.traces import Traces
-
 FORMAT = "mlot.traces.1"
-_FIELDS = ("columns", "log_probs", "log_normalizers", "column_mass", "mask")
+TRACE_FIELDS = ("columns", "log_probs", "log_normalizers", "column_mass", "mask")
 #: How the name of a file ends that is still being written.
 PARTIAL = ".partial"
 #: Types that log-probabilities can be stored in.
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 
-def save_traces(traces: Traces, path: str | os.PathLike[str], dtype: str | None) -> None:
-    """Write traces; see `Traces.save`."""
-    from mlot._checks import resolve
-
+def write_fields(
+    arrays: dict[str, NDArray[Any]], header: dict[str, Any], path: str | os.PathLike[str], dtype: str | None
+) -> None:
+    """Write the fields of traces; see `mlot.Traces.save`."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {tuple(DTYPES)} or None, got {dtype!r}")
     serialize = safetensors_numpy("path").save
-    xp, _ = resolve({"traces": traces}, None)
-    arrays = {name: np.ascontiguousarray(xp.to_numpy(getattr(traces, name))) for name in _FIELDS}
     if dtype is not None:
-        for name in ("log_probs", "log_normalizers"):
-            arrays[name] = arrays[name].astype(DTYPES[dtype])
-    header = {
-        "format": FORMAT,
-        "backend": xp.name,
-        "vocab_size": traces.vocab_size,
-        "temperature": traces.temperature,
-        "extra_temperatures": list(traces.extra_temperatures),
-        "standardize": traces.standardize,
-    }
-    write_atomically(Path(path), serialize(arrays, metadata={"mlot": json.dumps(header)}))
+        stored = {name: arrays[name].astype(DTYPES[dtype]) for name in ("log_probs", "log_normalizers")}
+        arrays = arrays | stored
+    metadata = {"mlot": json.dumps({"format": FORMAT, **header})}
+    write_atomically(Path(path), serialize(arrays, metadata=metadata))
 
 
-def load_traces(path: str | os.PathLike[str], backend: str | None, device: Any) -> Traces:
-    """Read traces; see `Traces.load`."""
-    from mlot.backends import get_backend
-
+def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and fields of traces, checked against each other; see `mlot.Traces.load`."""
     module = safetensors_numpy("path")
-    wanted = None if backend is None else get_backend(backend)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file of traces, found none at {str(path)!r}")
     content = path.read_bytes()
     try:
-        header, arrays = _parse(content, module)
+        return _parse(content, module)
     except (KeyError, TypeError, UnicodeDecodeError, ValueError, module_error()) as error:
         raise ValueError(f"path: {str(path)!r} is damaged or no file of traces: {error!r}") from error
-    xp = get_backend(header["backend"]) if wanted is None else wanted
-    return Traces(
-        **{name: xp.from_numpy(arrays[name], device) for name in _FIELDS},
-        vocab_size=int(header["vocab_size"]),
-        temperature=float(header["temperature"]),
-        extra_temperatures=tuple(float(t) for t in header["extra_temperatures"]),
-        standardize=bool(header["standardize"]),
-    )
 
 
 def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -78,9 +56,9 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
     if header["format"] != FORMAT:
         raise ValueError(f"format: expected {FORMAT!r}, got {header['format']!r}")
     arrays = module.load(content)
-    missing = [name for name in _FIELDS if name not in arrays]
+    missing = [name for name in TRACE_FIELDS if name not in arrays]
     if missing:
-        raise ValueError(f"fields: expected {', '.join(_FIELDS)}, got no {', '.join(missing)}")
+        raise ValueError(f"fields: expected {', '.join(TRACE_FIELDS)}, got no {', '.join(missing)}")
     batch, length, k = arrays["log_probs"].shape
     shapes = {
         "columns": (len(arrays["mask"]), k),
@@ -99,7 +77,7 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
     columns, vocabulary = arrays["columns"], int(header["vocab_size"])
     if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:
         raise ValueError(f"columns: expected 0 to {vocabulary - 1}, got {columns.min()} to {columns.max()}")
-    return header, arrays
+    return header, {name: arrays[name] for name in TRACE_FIELDS}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot.backends.torch.rows import compute_dtype
 
 __all__ = ["ReleasedTerms", "released_loss", "released_terms"]
@@ -95,7 +95,7 @@ def released_terms(
     _checks.number("factor", factor, allow_zero=True)
     _check("student", student_logits, student_labels)
     _check("teacher", teacher_logits, teacher_labels)
-    _checks.same_batch(student_logits, teacher_logits)
+    _arguments.same_batch(student_logits, teacher_logits)
     student_answers = _answers("student", student_labels, ignore_index)
     teacher_answers = _answers("teacher", teacher_labels, ignore_index)
     # The student's last answer row, which predicts the end of the sequence, is left out, the teacher's not.

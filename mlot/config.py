@@ -85,7 +85,7 @@ class MultiLevelOTConfig:
         _checks.choice("sequence_cost", self.sequence_cost, ("l1", "log"))
 
 
-def _checked_config(value: MultiLevelOTConfig | None, name: str = "config") -> MultiLevelOTConfig:
+def checked_config(value: MultiLevelOTConfig | None, name: str = "config") -> MultiLevelOTConfig:
     """Require settings; ``None`` means the paper's."""
     if value is None:
         return MultiLevelOTConfig()

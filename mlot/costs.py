@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._typing import Array, CostKind
 from mlot.traces import Traces
 
@@ -48,15 +48,15 @@ def token_cost(
     array([[[0. , 0.8],
             [0.8, 0. ]]])
     """
-    _checks.traces("student", student)
-    _checks.traces("teacher", teacher)
-    _checks.same_batch(student, teacher)
+    _arguments.traces("student", student)
+    _arguments.traces("teacher", teacher)
+    _arguments.same_batch(student, teacher)
     _checks.choice("kind", kind, _KINDS)
-    _checks.shared_temperature(student, teacher, temperature)
-    xp, (student, teacher, pairs) = _checks.resolve(
+    _arguments.shared_temperature(student, teacher, temperature)
+    xp, (student, teacher, pairs) = _arguments.resolve(
         {"student": student, "teacher": teacher, "pairs": pairs}, backend
     )
-    pairs = _checks.pairs(xp, pairs, student, teacher, student.mask, teacher.mask)
+    pairs = _arguments.pairs(xp, pairs, student, teacher, student.mask, teacher.mask)
     return xp.token_cost(student, teacher, pairs, kind=kind, temperature=temperature)
 
 
@@ -91,8 +91,8 @@ def sequence_cost(
 
     Source: Cui et al., AAAI 2025, section "Sequence-level".
     """
-    _checks.matched_traces(student, teacher)
+    _arguments.matched_traces(student, teacher)
     _checks.choice("kind", kind, _KINDS)
-    _checks.shared_temperature(student, teacher, temperature)
-    xp, (student, teacher) = _checks.resolve({"student": student, "teacher": teacher}, backend)
+    _arguments.shared_temperature(student, teacher, temperature)
+    xp, (student, teacher) = _arguments.resolve({"student": student, "teacher": teacher}, backend)
     return xp.sequence_cost(student, teacher, kind=kind, temperature=temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._typing import Array, CostKind, Reduction
 from mlot.backends.base import Backend, Transport
 from mlot.sources import Source
@@ -129,10 +129,10 @@ def sinkhorn_distance(
     _checks.count("n_iter", n_iter)
     _checks.number("tol", tol, allow_none=True, allow_zero=True)
     _checks.choice("kind", kind, ("l1", "log"))
-    _checks.matched_traces(student, teacher)
-    _checks.shared_temperature(student, teacher, temperature)
-    _check_reduction(reduction, num_items)
-    xp, (student, teacher) = _checks.resolve({"student": student, "teacher": teacher}, backend)
+    _arguments.matched_traces(student, teacher)
+    _arguments.shared_temperature(student, teacher, temperature)
+    check_reduction(reduction, num_items)
+    xp, (student, teacher) = _arguments.resolve({"student": student, "teacher": teacher}, backend)
     distance, _ = sequence_transport(
         xp, student, teacher, temperature=temperature, kind=kind, epsilon=epsilon, n_iter=n_iter, tol=tol
     )
@@ -182,10 +182,10 @@ def uld(
     >>> mlot.uld(student, teacher).round(6)
     np.float64(0.6)
     """
-    _check_reduction(reduction, num_items)
+    check_reduction(reduction, num_items)
     for name, source in (("student", student), ("teacher", teacher)):
-        _checks.whole_source(name, source, "ULD needs every column")
-    xp, student, teacher, student_mask, teacher_mask, pairs = _checks.compared(
+        _arguments.whole_source(name, source, "ULD needs every column")
+    xp, student, teacher, student_mask, teacher_mask, pairs = _arguments.compared(
         student, teacher, student_mask, teacher_mask, pairs, backend
     )
     sums = xp.uld(student, teacher, student_mask, teacher_mask, pairs)
@@ -222,9 +222,9 @@ def reduce_sums(sums: Array, counts: Array, reduction: Reduction, num_items: flo
     return sums.sum() / (counts.sum().clip(1) if num_items is None else num_items)
 
 
-def _check_reduction(reduction: Reduction, num_items: float | Array | None) -> None:
+def check_reduction(reduction: Reduction, num_items: float | Array | None) -> None:
     _checks.choice("reduction", reduction, _REDUCTIONS)
-    _checks.num_items(num_items)
+    _arguments.num_items(num_items)
     if num_items is not None and reduction != "mean":
         raise ValueError(
             f"num_items: expected None unless reduction is 'mean', got {num_items} with {reduction!r}"
@@ -239,9 +239,9 @@ def _matched(
     num_items: float | Array | None,
     backend: str | None,
 ) -> tuple[Backend, Traces, Traces, Array]:
-    _checks.matched_traces(student, teacher)
-    _check_reduction(reduction, num_items)
-    xp, (student, teacher, pairs) = _checks.resolve(
+    _arguments.matched_traces(student, teacher)
+    check_reduction(reduction, num_items)
+    xp, (student, teacher, pairs) = _arguments.resolve(
         {"student": student, "teacher": teacher, "pairs": pairs}, backend
     )
-    return xp, student, teacher, _checks.pairs(xp, pairs, student, teacher, student.mask, teacher.mask)
+    return xp, student, teacher, _arguments.pairs(xp, pairs, student, teacher, student.mask, teacher.mask)

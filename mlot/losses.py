@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot import _checks
+from mlot import _arguments, _checks
+from mlot._selection import select_columns
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
-from mlot.config import MultiLevelOTConfig, _checked_config
-from mlot.divergences import _check_reduction, reduce_sums, sequence_transport
+from mlot.config import MultiLevelOTConfig, checked_config
+from mlot.divergences import check_reduction, reduce_sums, sequence_transport
 from mlot.matching import default_pool, matching_gap
 from mlot.sources import Source
-from mlot.traces import Traces, _select
+from mlot.traces import Traces
 
 
 @dataclass(frozen=True)
@@ -158,27 +159,27 @@ def multi_level_ot(
     >>> bool(np.isclose(result.loss, result.had + 0.1 * result.sl + 0.1 * result.sd))
     True
     """
-    config = _checked_config(config)
-    _check_reduction(reduction, num_items)
+    config = checked_config(config)
+    check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
-    _checks.student_source("student", student)
-    xp, student, teacher, student_mask, teacher_mask, pairs = _checks.compared(
+    _arguments.student_source("student", student)
+    xp, student, teacher, student_mask, teacher_mask, pairs = _arguments.compared(
         student, teacher, student_mask, teacher_mask, pairs, backend
     )
-    k, pool = _columns(config, student, teacher)
-    student_traces = _traces(xp, student, student_mask, pool, config, "student")
-    teacher_traces = _traces(xp, teacher, teacher_mask, k, config, "teacher")
-    return _loss(xp, student_traces, teacher_traces, pairs, config, reduction, num_items, return_plan)
+    k, pool = columns_of(config, student, teacher)
+    student_traces = traces_of(xp, student, student_mask, pool, config, "student")
+    teacher_traces = traces_of(xp, teacher, teacher_mask, k, config, "teacher")
+    return loss_of(xp, student_traces, teacher_traces, pairs, config, reduction, num_items, return_plan)
 
 
-def _traces(
+def traces_of(
     xp: Backend, source: Source, mask: Array, k: int, config: MultiLevelOTConfig, name: str
 ) -> Traces:
     extra = (config.sequence_temperature,)
-    return _select(xp, source, mask, k, config.temperature, extra, config.standardize, name)
+    return select_columns(xp, source, mask, k, config.temperature, extra, config.standardize, name)
 
 
-def _columns(config: MultiLevelOTConfig, student: Source, teacher: Source) -> tuple[int, int]:
+def columns_of(config: MultiLevelOTConfig, student: Source, teacher: Source) -> tuple[int, int]:
     """Number of teacher columns and of student columns to select."""
     k = min(student.shape[2], teacher.shape[2], config.k if config.k is not None else student.shape[2])
     if config.matching in ("rank", "sinkhorn"):
@@ -187,7 +188,7 @@ def _columns(config: MultiLevelOTConfig, student: Source, teacher: Source) -> tu
     return k, min(pool, student.shape[2])
 
 
-def _loss(
+def loss_of(
     xp: Backend,
     student: Traces,
     teacher: Traces,
@@ -200,7 +201,7 @@ def _loss(
     evidence: dict[str, Any] = {"xp": xp}
     coupling = None
     if config.matching in ("optimal", "greedy"):
-        student = _match(xp, student, teacher, pairs, config, evidence)
+        student = match(xp, student, teacher, pairs, config, evidence)
     if config.matching == "sinkhorn":
         coupling, had, sl = _soft_terms(xp, student, teacher, pairs, config)
     else:
@@ -229,7 +230,7 @@ def _loss(
     sl = reduce_sums(sl, pair_counts, reduction, num_items)
     sd = reduce_sums(sd, positions, reduction, num_items)
     return MultiLevelOTResult(
-        _weighted(((config.had_weight, had), (config.sl_weight, sl), (config.sd_weight, sd))),
+        weighted(((config.had_weight, had), (config.sl_weight, sl), (config.sd_weight, sd))),
         had,
         sl,
         sd,
@@ -241,7 +242,7 @@ def _loss(
     )
 
 
-def _match(
+def match(
     xp: Backend,
     student: Traces,
     teacher: Traces,
@@ -290,7 +291,7 @@ def _soft_terms(
     return coupling, xp.inner(coupling, absolute), xp.inner(coupling, logarithmic)
 
 
-def _weighted(terms: tuple[tuple[float, Array], ...]) -> Array:
+def weighted(terms: tuple[tuple[float, Array], ...]) -> Array:
     """Weighted sum; a weight of zero leaves a term out, even an infinite one."""
     first, *others = (weight * value for weight, value in terms if weight != 0)
     return sum(others, start=first)

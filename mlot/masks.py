@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 
-from mlot import _checks
+from mlot import _arguments
 from mlot._typing import Array
 
 
@@ -33,7 +33,7 @@ def mask_from_labels(labels: Array, ignore_index: int = -100, *, backend: str | 
         raise TypeError(
             f"ignore_index: expected an integer, got {type(ignore_index).__name__} {ignore_index!r}"
         )
-    xp, (labels,) = _checks.resolve({"labels": labels}, backend)
+    xp, (labels,) = _arguments.resolve({"labels": labels}, backend)
     if len(labels.shape) != 2:
         raise ValueError(f"labels: expected (B, T), got shape {tuple(labels.shape)}")
     if xp.kind(labels) != "integer":

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._typing import Array, HardMatching
 
 
@@ -41,7 +41,7 @@ def assign(cost: Array, method: HardMatching = "optimal", *, backend: str | None
     (array([[1, 0]]), array([[0, 1]]))
     """
     _checks.choice("method", method, ("optimal", "greedy", "rank"))
-    xp, (cost,) = _checks.resolve({"cost": cost}, backend)
+    xp, (cost,) = _arguments.resolve({"cost": cost}, backend)
     if len(cost.shape) != 3 or cost.shape[1] > cost.shape[2]:
         raise ValueError(f"cost: expected (B, R, S) with R <= S, got shape {tuple(cost.shape)}")
     if xp.kind(cost) != "float":

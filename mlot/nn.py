@@ -9,27 +9,24 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._composite import Composite
 from mlot.backends import get_backend
 from mlot.backends.torch.ops import cross_entropy
-from mlot.config import MultiLevelOTConfig, _checked_config
-from mlot.distributed import VocabShard
+from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.divergences import uld
 from mlot.losses import MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.sources import LinearHead
 from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
-from mlot.topk import TopKLogprobs
-from mlot.traces import Traces
 
 __all__ = ["DistillationTerms", "MultiLevelOTLoss", "ULDLoss"]
 
 #: What a student of `MultiLevelOTLoss` can be.
-StudentLogits: TypeAlias = Tensor | LinearHead | VocabShard
+StudentLogits: TypeAlias = Tensor | Composite
 
 #: What a teacher of `MultiLevelOTLoss` can be: one source, or several weighted ones.
-TeacherLogits: TypeAlias = Tensor | LinearHead | VocabShard | TopKLogprobs | Traces | Sequence[Teacher]
+TeacherLogits: TypeAlias = Tensor | Composite | Sequence[Teacher]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +72,7 @@ class MultiLevelOTLoss(nn.Module):
 
     def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float = 0.15) -> None:
         super().__init__()
-        self.config = _checked_config(config)
+        self.config = checked_config(config)
         _checks.number("alpha", alpha, allow_zero=True)
         self.alpha = alpha
 
@@ -148,7 +145,7 @@ class MultiLevelOTLoss(nn.Module):
                 config=self.config,
                 num_items=num_items_in_batch,
             )
-        nll = _mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
+        nll = mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
         return self._sum(nll, ot)
 
     def _several(
@@ -169,7 +166,7 @@ class MultiLevelOTLoss(nn.Module):
             ot = multi_teacher_ot(
                 student, masked, student_mask=student_mask, config=self.config, num_items=num_items
             )
-        return self._sum(_mean_cross_entropy(student, student_labels, student_mask, num_items), ot)
+        return self._sum(mean_cross_entropy(student, student_labels, student_mask, num_items), ot)
 
     def _sum(self, nll: Tensor, ot: MultiLevelOTResult | MultiTeacherResult | None) -> DistillationTerms:
         if ot is None:
@@ -238,7 +235,7 @@ class ULDLoss(nn.Module):
                 pairs=pairs,
                 num_items=num_items_in_batch,
             )
-        nll = _mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
+        nll = mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
         if distance is None:
             return DistillationTerms(nll, nll, torch.zeros_like(nll))
         return DistillationTerms(nll + self.alpha * distance, nll, distance)
@@ -303,9 +300,9 @@ def _masks_of_several(
 
 
 def _student_mask(student: StudentLogits, labels: Tensor, num_items: float | Tensor | None) -> Tensor:
-    _checks.num_items(num_items)
+    _arguments.num_items(num_items)
     if not (isinstance(student, Composite) and student._scores):
-        _checks.whole_source("student_logits", student, "cross-entropy needs them")
+        _arguments.whole_source("student_logits", student, "cross-entropy needs them")
     mask = _mask_of("student_labels", labels, student, "student_logits")
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         # elsewhere looking would wait for the device
@@ -335,7 +332,7 @@ def _targets_in_vocabulary(targets: Tensor, vocabulary: int) -> None:
         raise ValueError(f"student_labels: expected -100 or 0 to {vocabulary - 1}, got {int(wrong[0])}")
 
 
-def _mean_cross_entropy(
+def mean_cross_entropy(
     source: StudentLogits, labels: Tensor, mask: Tensor, num_items: float | Tensor | None
 ) -> Tensor:
     targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)

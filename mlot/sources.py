@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-from mlot._composite import Composite, arrays_of
+from mlot._arrays import ArrayOperations
+from mlot._composite import Composite
 from mlot._typing import Array
 from mlot.traces import Traces
 
-if TYPE_CHECKING:
-    from mlot.backends.base import Backend
-
-__all__ = ["LinearHead", "Predictions", "Source", "arrays_of"]
+__all__ = ["LinearHead", "Predictions", "Source"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +87,7 @@ class LinearHead(Composite):
         bias = None if self.bias is None else function(self.bias)
         return LinearHead(function(self.hidden), function(self.weight), bias, self.softcap, self.scale)
 
-    def _check(self, xp: Backend, name: str) -> None:
+    def _check(self, xp: ArrayOperations, name: str) -> None:
         for field, array in (("hidden", self.hidden), ("weight", self.weight), ("bias", self.bias)):
             if array is not None and xp.kind(array) != "float":
                 raise TypeError(f"{name}.{field}: expected floating-point numbers, got {array.dtype}")

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlot import _checks
+from mlot import _arguments, _checks
+from mlot._selection import select_columns
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
-from mlot.config import MultiLevelOTConfig, _checked_config
-from mlot.divergences import _check_reduction
-from mlot.losses import MultiLevelOTResult, _columns, _loss, _traces, _weighted
+from mlot.config import MultiLevelOTConfig, checked_config
+from mlot.divergences import check_reduction
+from mlot.losses import MultiLevelOTResult, columns_of, loss_of, traces_of, weighted
 from mlot.sources import Source
-from mlot.traces import Traces, _select
+from mlot.traces import Traces
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         _checks.number("weight", self.weight, allow_zero=True)
-        _checked_config(self.config)
+        checked_config(self.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,32 +107,32 @@ def multi_teacher_ot(
     True
     """
     teachers = _checked_teachers(teachers)
-    default = _checked_config(config)
-    _check_reduction(reduction, num_items)
+    default = checked_config(config)
+    check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
-    _checks.student_source("student", student)
+    _arguments.student_source("student", student)
     arguments: dict[str, Any] = {"student": student, "student_mask": student_mask}
     for m, teacher in enumerate(teachers):
         for name in ("source", "mask", "pairs"):
             arguments[f"teachers[{m}].{name}"] = getattr(teacher, name)
-    xp, (student, student_mask, *parts) = _checks.resolve(arguments, backend)
-    student_mask = _checks.source_and_mask(xp, "student", student, "student_mask", student_mask)
+    xp, (student, student_mask, *parts) = _arguments.resolve(arguments, backend)
+    student_mask = _arguments.source_and_mask(xp, "student", student, "student_mask", student_mask)
     configs = [default if teacher.config is None else teacher.config for teacher in teachers]
     sides = []
     for m, each in enumerate(configs):
         name, (source, mask, pairs) = f"teachers[{m}]", parts[3 * m : 3 * m + 3]
-        mask = _checks.source_and_mask(xp, f"{name}.source", source, f"{name}.mask", mask)
-        _checks.same_batch(student, source, f"{name}.source")
-        pairs = _checks.pairs(xp, pairs, student, source, student_mask, mask, f"{name}.pairs")
-        sides.append((source, mask, pairs, *_columns(each, student, source)))
+        mask = _arguments.source_and_mask(xp, f"{name}.source", source, f"{name}.mask", mask)
+        _arguments.same_batch(student, source, f"{name}.source")
+        pairs = _arguments.pairs(xp, pairs, student, source, student_mask, mask, f"{name}.pairs")
+        sides.append((source, mask, pairs, *columns_of(each, student, source)))
     selected = _student_traces(xp, student, student_mask, configs, [pool for *_, pool in sides])
     results = []
     for m, (each, (source, mask, pairs, k, pool)) in enumerate(zip(configs, sides, strict=True)):
-        traces = _traces(xp, source, mask, k, each, f"teachers[{m}].source")
-        pooled = _traces(xp, selected[_key(each)], student_mask, pool, each, "student")
-        results.append(_loss(xp, pooled, traces, pairs, each, reduction, num_items, return_plan))
+        traces = traces_of(xp, source, mask, k, each, f"teachers[{m}].source")
+        pooled = traces_of(xp, selected[_key(each)], student_mask, pool, each, "student")
+        results.append(loss_of(xp, pooled, traces, pairs, each, reduction, num_items, return_plan))
     weights = tuple(float(teacher.weight) for teacher in teachers)
-    loss = _weighted(tuple(zip(weights, (result.loss for result in results), strict=True)))
+    loss = weighted(tuple(zip(weights, (result.loss for result in results), strict=True)))
     return MultiTeacherResult(loss, tuple(results), weights)
 
 
@@ -157,11 +158,11 @@ def _student_traces(
     xp: Backend, student: Source, mask: Array, configs: list[MultiLevelOTConfig], pools: list[int]
 ) -> dict[tuple[float, bool], Traces]:
     """The student's traces for each key, as many columns and temperatures as any of its teachers needs."""
-    found = {}
+    selected = {}
     for key in dict.fromkeys(map(_key, configs)):
         members = [m for m, config in enumerate(configs) if _key(config) == key]
         extra = tuple(dict.fromkeys(configs[m].sequence_temperature for m in members))
-        found[key] = _select(
+        selected[key] = select_columns(
             xp, student, mask, max(pools[m] for m in members), key[0], extra, key[1], "student"
         )
-    return found
+    return selected

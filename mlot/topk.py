@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot import _checks
+from mlot._arrays import ArrayOperations
 from mlot._composite import Composite
+from mlot._intervals import position
+from mlot._resolve import resolve
 from mlot._typing import Array, Tail
-from mlot.traces import Traces
-
-if TYPE_CHECKING:
-    from mlot.backends.base import Backend
 
 #: How far above 1 the kept mass of a position may be: servers round, and half precision rounds more.
 _MASS_TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2}
@@ -89,8 +89,6 @@ class TopKLogprobs(Composite):
     )
 
     def __post_init__(self) -> None:
-        from mlot import _checks
-
         _checks.count("vocab_size", self.vocab_size, allow_none=True)
         _checks.choice("tail", self.tail, ("zero", "renormalize", "uniform"))
         _checks.number("temperature", self.temperature)
@@ -110,7 +108,7 @@ class TopKLogprobs(Composite):
                 f"logprobs: expected the shape of ids, {tuple(self.ids.shape)}, "
                 f"got {tuple(self.logprobs.shape)}"
             )
-        xp, _ = _checks.resolve({"ids": self.ids, "logprobs": self.logprobs}, None)
+        xp, _ = resolve({"ids": self.ids, "logprobs": self.logprobs}, None)
         self._check(xp, "")
         if xp.device(self.ids) == "cpu":
             _check_values(self, xp.to_numpy(self.ids), xp.to_numpy(xp.stop_gradient(self.logprobs)))
@@ -162,11 +160,8 @@ class TopKLogprobs(Composite):
         >>> low.round(3), high.round(3)
         (array([[[0.382, 0.191]]]), array([[[0.471, 0.235]]]))
         """
-        from mlot import _checks
-        from mlot.bounds._intervals import position
-
         _checks.number("temperature", temperature)
-        xp, _ = _checks.resolve({"ids": self.ids}, None)
+        xp, _ = resolve({"ids": self.ids}, None)
         ids: NDArray[Any] = xp.to_numpy(self.ids)
         logprobs: NDArray[Any] = xp.to_numpy(xp.stop_gradient(self.logprobs))
         held = self.map(lambda array: ids if array is self.ids else logprobs)
@@ -177,18 +172,18 @@ class TopKLogprobs(Composite):
             low[n, i, here[n, i]], high[n, i, here[n, i]] = found.low, found.high
         return low, high
 
-    def _check(self, xp: Backend, name: str) -> None:
+    def _check(self, xp: ArrayOperations, name: str) -> None:
         prefix = f"{name}." if name else ""
         if xp.kind(self.ids) != "integer":
             raise TypeError(f"{prefix}ids: expected integers, got {self.ids.dtype}")
         if xp.kind(self.logprobs) != "float":
             raise TypeError(f"{prefix}logprobs: expected floating-point numbers, got {self.logprobs.dtype}")
 
-    def _mask(self, xp: Backend) -> Array:
+    def _mask(self, xp: ArrayOperations) -> Array:
         """Positions that have an entry."""
         return (self.ids >= 0).any(2)
 
-    def _check_mask(self, xp: Backend, name: str, mask: Array, of: str) -> None:
+    def _check_mask(self, xp: ArrayOperations, name: str, mask: Array, of: str) -> None:
         if xp.device(mask) != "cpu" or _compiling():
             return
         empty = np.greater(xp.to_numpy(mask), xp.to_numpy(self._mask(xp)))
@@ -198,34 +193,6 @@ class TopKLogprobs(Composite):
                 f"{name}: expected positions at which {of} has an entry, got one that has none: "
                 f"sequence {n}, position {t}"
             )
-
-    def _select(
-        self,
-        xp: Backend,
-        mask: Array,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-        name: str,
-    ) -> Traces:
-        if standardize:
-            raise ValueError(
-                f"{name}: expected standardize=False, since the deviation of logits cannot be told from "
-                "TopKLogprobs, got standardize=True"
-            )
-        return xp.select_sparse(
-            self, mask, k=k, temperature=temperature, extra_temperatures=extra_temperatures
-        )
-
-
-def rounding(eps: float) -> float:
-    """Error of a position's mass that log-probabilities of a type can have, ``eps`` being the type's unit.
-
-    They carry the error of logits many times their size, but in half precision that of their own storage.
-    """
-    return min(64 * eps, 4 * eps + 1e-4)
 
 
 def _check_values(source: TopKLogprobs, ids: NDArray[Any], logprobs: NDArray[Any]) -> None:

@@ -6,13 +6,16 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+
+from mlot import _storage
+from mlot._arrays import ArrayOperations
 from mlot._composite import Composite
+from mlot._registry import get_backend
+from mlot._resolve import resolve
 from mlot._typing import Array
-
-if TYPE_CHECKING:
-    from mlot.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,36 +123,15 @@ class Traces(Composite):
             mask=function(self.mask),
         )
 
-    def _mask(self, xp: Any) -> Array:
+    def _mask(self, xp: ArrayOperations) -> Array:
         return self.mask
 
-    def _check_mask(self, xp: Any, name: str, mask: Array, of: str) -> None:
+    def _check_mask(self, xp: ArrayOperations, name: str, mask: Array, of: str) -> None:
         if bool((mask != self.mask).any()):
             raise ValueError(
                 f"{name}: expected the mask that the traces were selected with (or None), "
                 f"got one that differs from {of}.mask"
             )
-
-    def _select(
-        self,
-        xp: Any,
-        mask: Array,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-        name: str,
-    ) -> Traces:
-        check_traces(self, k, temperature, extra_temperatures, standardize, name)
-        if self.k == k:
-            return self
-        return replace(
-            self,
-            columns=self.columns[:, :k],
-            log_probs=self.log_probs[:, :, :k],
-            column_mass=self.column_mass[:, :k],
-        )
 
     def save(self, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
         """Write the traces to one safetensors file, whole or not at all.
@@ -163,9 +145,18 @@ class Traces(Composite):
             ImportError: safetensors is not installed.
             ValueError: unknown ``dtype``.
         """
-        from mlot._storage import save_traces
-
-        save_traces(self, path, dtype)
+        xp, _ = resolve({"traces": self}, None)
+        arrays = {
+            name: np.ascontiguousarray(xp.to_numpy(getattr(self, name))) for name in _storage.TRACE_FIELDS
+        }
+        header = {
+            "backend": xp.name,
+            "vocab_size": self.vocab_size,
+            "temperature": self.temperature,
+            "extra_temperatures": list(self.extra_temperatures),
+            "standardize": self.standardize,
+        }
+        _storage.write_fields(arrays, header, path, dtype)
 
     @staticmethod
     def load(path: str | os.PathLike[str], *, backend: str | None = None, device: Any = None) -> Traces:
@@ -181,121 +172,17 @@ class Traces(Composite):
             ImportError: safetensors is not installed.
             ValueError: the file is damaged, or is not a file of traces.
         """
-        from mlot._storage import load_traces
-
-        return load_traces(path, backend, device)
+        chosen = None if backend is None else get_backend(backend)
+        header, arrays = _storage.read_fields(path)
+        xp = get_backend(header["backend"]) if chosen is None else chosen
+        return Traces(
+            **{name: xp.from_numpy(array, device) for name, array in arrays.items()},
+            vocab_size=int(header["vocab_size"]),
+            temperature=float(header["temperature"]),
+            extra_temperatures=tuple(float(t) for t in header["extra_temperatures"]),
+            standardize=bool(header["standardize"]),
+        )
 
 
 def _cast(array: Array, dtype: Any) -> Array:
     return array.to(dtype) if hasattr(array, "to") else array.astype(dtype)
-
-
-def select(
-    source: Source,
-    mask: Array | None = None,
-    *,
-    k: int | None,
-    temperature: float = 1.0,
-    extra_temperatures: tuple[float, ...] = (2.0,),
-    standardize: bool = False,
-    backend: str | None = None,
-) -> Traces:
-    r"""Keep the :math:`k` columns with the largest probability mass over each sequence.
-
-    Equations (10) and (12) of the paper: with :math:`t(i) = \mathrm{softmax}(z(i)/\tau)`, the columns
-    :math:`l` with the largest :math:`\sum_i t_l(i)` over the valid positions :math:`i`; ties go to the lower
-    index.
-
-    Args:
-        source: dense logits ``(B, T, V)``, a `LinearHead`, a `mlot.distributed.VocabShard`, `TopKLogprobs`,
-            or traces (of which the first ``k`` are kept).
-        mask: positions whose prediction counts, ``(B, T)`` booleans; ``None`` means all. Traces bring their
-            own, and of `TopKLogprobs` positions without an entry do not count.
-        k: columns to keep, cut to :math:`V`; ``None`` keeps all.
-        temperature: temperature of the probabilities.
-        extra_temperatures: further temperatures that the traces shall serve. The default is the sequence
-            temperature of the paper.
-        standardize: divide the logits of each position by their (unbiased) standard deviation + 1e-4.
-        backend: name of a backend; ``None`` finds it from the type of the arrays.
-
-    Returns:
-        `Traces`, differentiable with respect to the source where the backend has gradients.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind, shape or range.
-
-    Source: Cui et al., "Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on
-    Language Models", AAAI 2025.
-
-    >>> import numpy as np, mlot
-    >>> logits = np.log([[[0.1, 0.6, 0.3], [0.2, 0.5, 0.3]]])
-    >>> traces = mlot.select(logits, k=2)
-    >>> traces.columns
-    array([[1, 2]])
-    >>> np.exp(traces.log_probs).round(3)
-    array([[[0.6, 0.3],
-            [0.5, 0.3]]])
-    """
-    from mlot import _checks
-
-    _checks.count("k", k, allow_none=True)
-    temperatures = _checks.temperatures(temperature, extra_temperatures)
-    _checks.flag("standardize", standardize)
-    xp, (source, mask) = _checks.resolve({"source": source, "mask": mask}, backend)
-    mask = _checks.source_and_mask(xp, "source", source, "mask", mask)
-    return _select(xp, source, mask, k, temperature, temperatures, standardize)
-
-
-def _select(
-    xp: Any,
-    source: Source,
-    mask: Array,
-    k: int | None,
-    temperature: float,
-    extra_temperatures: tuple[float, ...],
-    standardize: bool,
-    name: str = "source",
-) -> Traces:
-    """Select from checked arguments."""
-    vocabulary = int(source.shape[2])
-    k = vocabulary if k is None else min(k, vocabulary)
-    extra = tuple(t for t in dict.fromkeys(extra_temperatures) if t != temperature)
-    if isinstance(source, Composite):
-        return source._select(
-            xp,
-            mask,
-            k=k,
-            temperature=temperature,
-            extra_temperatures=extra,
-            standardize=standardize,
-            name=name,
-        )
-    traces: Traces = xp.select(
-        source, mask, k=k, temperature=temperature, extra_temperatures=extra, standardize=standardize
-    )
-    return traces
-
-
-def check_traces(
-    traces: Traces,
-    k: int,
-    temperature: float,
-    extra_temperatures: tuple[float, ...],
-    standardize: bool,
-    name: str,
-) -> None:
-    """Raise `ValueError` unless traces can serve what is asked of them."""
-    if traces.k < k:
-        raise ValueError(
-            f"{name}: expected traces of at least {k} columns, got {traces.k} of {traces.vocab_size}"
-        )
-    if traces.temperature != temperature:
-        raise ValueError(
-            f"{name}: expected traces selected at temperature {temperature}, got {traces.temperature}"
-        )
-    if traces.standardize != standardize:
-        raise ValueError(
-            f"{name}: expected traces with standardize={standardize}, got standardize={traces.standardize}"
-        )
-    for extra in extra_temperatures:
-        traces.require(extra, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._typing import Array
 from mlot.backends.base import Backend, Transport
 
@@ -119,7 +119,7 @@ def _result(found: Transport, single: bool) -> TransportResult:
 def _problem(
     cost: Array, a: Array | None, b: Array | None, backend: str | None
 ) -> tuple[Backend, Array, Array, Array, bool]:
-    xp, (cost, a, b) = _checks.resolve({"cost": cost, "a": a, "b": b}, backend)
+    xp, (cost, a, b) = _arguments.resolve({"cost": cost, "a": a, "b": b}, backend)
     shape = tuple(cost.shape)
     if len(shape) not in (2, 3):
         raise ValueError(f"cost: expected (B, T_t, T_s) or (T_t, T_s), got shape {shape}")

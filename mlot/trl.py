@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from mlot import _checks
 from mlot.align import batch_pairs
-from mlot.config import MultiLevelOTConfig, _checked_config
+from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.losses import MultiLevelOTResult, multi_level_ot
 from mlot.masks import mask_from_labels
-from mlot.nn import _mean_cross_entropy
+from mlot.nn import mean_cross_entropy
 
 __all__ = ["MultiLevelOTLoss"]
 
@@ -103,7 +103,7 @@ class MultiLevelOTLoss(nn.Module):
         """
         if not hasattr(trainer, "uld_loss_fn") or not hasattr(trainer, "args"):
             raise TypeError(f"trainer: expected a GOLDTrainer, got {type(trainer).__name__}")
-        settings = _checked_config(settings, "settings")
+        settings = checked_config(settings, "settings")
         if not trainer.args.use_uld_loss:
             raise ValueError("trainer: expected use_uld_loss=True in its GOLDConfig, got False")
         device = trainer.accelerator.device
@@ -185,7 +185,7 @@ class MultiLevelOTLoss(nn.Module):
             ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets)
         if self.crossentropy_weight:
             mask = mask_from_labels(student_labels)
-            nll = _mean_cross_entropy(student_logits, student_labels, mask, None)
+            nll = mean_cross_entropy(student_logits, student_labels, mask, None)
         loss: Tensor = self.crossentropy_weight * nll + (
             zero if ot is None else self.distillation_weight * ot.loss
         )

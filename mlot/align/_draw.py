@@ -106,7 +106,7 @@ def plot(
                 axes.broken_barh(
                     [(left, right - left)], (height + 0.1, 0.7), facecolor="0.93", edgecolor="0.4"
                 )
-                label = _plain(_show(data[start:end])) if left == start else "…"
+                label = _plain(printable(data[start:end])) if left == start else "…"
                 middle = (left + right) / 2
                 axes.text(
                     middle, height + 0.45, label, ha="center", va="center", fontsize=7, parse_math=False
@@ -134,12 +134,12 @@ def _data(student: TokenBytes, teacher: TokenBytes, text: str) -> bytes:
 
 def _cells(tokens: TokenBytes, positions: Integers, data: bytes) -> list[str]:
     """Tokens between one paired position and the next, drawn."""
-    shown = [_show(data[a:b]) for a, b in zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)]
+    shown = [printable(data[a:b]) for a, b in zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)]
     cuts = [0, *(positions + 1).tolist(), len(shown)]
     return ["·".join(shown[a:b]) for a, b in pairwise(cuts)]
 
 
-def _show(piece: bytes) -> str:
+def printable(piece: bytes) -> str:
     if not piece:
         return "∅"
     return "".join(_visible(character) for character in piece.decode("utf-8", "backslashreplace"))

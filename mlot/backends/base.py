@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlot._registry import BackendSpec, available_backends, get_backend, register_backend
-from mlot._typing import Array, ArrayKind, CostKind, HardMatching
+from mlot._arrays import ArrayOperations
+from mlot._typing import Array, CostKind, HardMatching
 from mlot.sources import Predictions
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
-__all__ = [
-    "Backend",
-    "BackendSpec",
-    "Transport",
-    "available_backends",
-    "get_backend",
-    "register_backend",
-]
+__all__ = ["Backend", "Transport"]
 
 
 class Transport(NamedTuple):
@@ -33,7 +23,7 @@ class Transport(NamedTuple):
     n_iter: Array  #: ``(B,)`` integers, rounds done
 
 
-class Backend(ABC):
+class Backend(ArrayOperations):
     """Operations on batches of arrays of one kind. Arguments arrive checked.
 
     Between operations the library uses of an array only ``shape``, ``dtype``, slicing, arithmetic and
@@ -46,43 +36,7 @@ class Backend(ABC):
     divergence 0 and a zero gradient. What a mask excludes must not influence any result, whatever it holds.
     """
 
-    name: str
-
-    # -- describing arrays -------------------------------------------------------------------------------
-
-    @abstractmethod
-    def kind(self, array: Array) -> ArrayKind:
-        """Kind of number that the array holds."""
-
-    @abstractmethod
-    def device(self, array: Array) -> str:
-        """Device that the array lives on, as text."""
-
-    @abstractmethod
-    def convert(self, array: Array, name: str) -> Array:
-        """Turn another backend's array into one of this backend's, for an explicit ``backend=``.
-
-        Raises:
-            TypeError: it cannot be done, or would lose a gradient; the message starts with ``name``.
-        """
-
-    @abstractmethod
-    def from_numpy(self, array: NDArray[np.generic], device: Any = None) -> Array:
-        """Turn a NumPy array into one of this backend's."""
-
-    @abstractmethod
-    def to_numpy(self, array: Array) -> NDArray[np.generic]:
-        """Values of one of this backend's arrays as NumPy; gradients are left behind."""
-
-    @abstractmethod
-    def stop_gradient(self, array: Array) -> Array:
-        """Return the array as a constant for differentiation."""
-
     # -- masks and pairs ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def full_mask(self, source: Predictions) -> Array:
-        """Mask ``(B, T)`` that excludes nothing, on the device of the source."""
 
     @abstractmethod
     def mask_from_labels(self, labels: Array, ignore_index: int) -> Array:

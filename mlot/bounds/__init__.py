@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from mlot import _checks
+from mlot import _arguments
+from mlot._intervals import Floats, Intervals, certain, of_columns
 from mlot._typing import Array, Reduction
-from mlot.bounds._intervals import Floats, Intervals, certain, of_columns
 from mlot.bounds._transport import value_bounds
-from mlot.config import MultiLevelOTConfig, _checked_config
-from mlot.divergences import _check_reduction, reduce_sums
-from mlot.losses import _columns, _match, _traces, _weighted
+from mlot.config import MultiLevelOTConfig, checked_config
+from mlot.divergences import check_reduction, reduce_sums
+from mlot.losses import columns_of, match, traces_of, weighted
 from mlot.sources import Source
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
@@ -109,20 +109,20 @@ def truncation_bounds(
     >>> bool(abs(got - whole) <= bounds.had + 1e-9), bounds.certain_columns
     (True, array([8]))
     """
-    config = _checked_config(config)
+    config = checked_config(config)
     if config.matching == "sinkhorn":
         raise ValueError("config: expected a matching of columns, since no bound is known for 'sinkhorn'")
-    _check_reduction(reduction, num_items)
+    check_reduction(reduction, num_items)
     if not isinstance(teacher, TopKLogprobs):
         raise TypeError(f"teacher: expected TopKLogprobs, got {type(teacher).__name__}")
-    _checks.student_source("student", student)
-    xp, student, teacher, student_mask, teacher_mask, pairs = _checks.compared(
+    _arguments.student_source("student", student)
+    xp, student, teacher, student_mask, teacher_mask, pairs = _arguments.compared(
         student, teacher, student_mask, teacher_mask, pairs, backend
     )
-    k, pool = _columns(config, student, teacher)
-    pooled = _traces(xp, student, student_mask, pool, config, "student").map(xp.stop_gradient)
-    traces = _traces(xp, teacher, teacher_mask, k, config, "teacher")
-    matched = pooled if config.matching == "rank" else _match(xp, pooled, traces, pairs, config, {})
+    k, pool = columns_of(config, student, teacher)
+    pooled = traces_of(xp, student, student_mask, pool, config, "student").map(xp.stop_gradient)
+    traces = traces_of(xp, teacher, teacher_mask, k, config, "teacher")
+    matched = pooled if config.matching == "rank" else match(xp, pooled, traces, pairs, config, {})
     held = _on_host(xp, teacher)
     pooled, matched, traces = (
         each.map(lambda x: _float64(xp.to_numpy(x))) for each in (pooled, matched, traces)
@@ -138,7 +138,7 @@ def truncation_bounds(
         reduce_sums(found[:, m], counts, reduction, divisor)
         for m, counts in enumerate((pair_counts, pair_counts, positions))
     )
-    loss = _weighted(((config.had_weight, had), (config.sl_weight, sl), (config.sd_weight, sd)))
+    loss = weighted(((config.had_weight, had), (config.sl_weight, sl), (config.sd_weight, sd)))
     return TruncationBounds(loss, had, sl, sd, found[:, 3], found[:, 4].astype(np.int64))
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 import mlot
 from mlot import MultiLevelOTConfig, MultiLevelOTResult, Traces
-from mlot.align._draw import _show
+from mlot.align._draw import printable
 from mlot.align._reader import Reader
 from mlot.align._scheme import guess
 from mlot.distill.party import Party
@@ -257,7 +257,7 @@ def spell(tokenizer: PreTrainedTokenizerBase, columns: Integers) -> list[str]:
             names.append(f"#{column}")
         else:
             added = reader.added.get(column)
-            names.append(_show(scheme.surface(token) if added is None else added.encode()))
+            names.append(printable(scheme.surface(token) if added is None else added.encode()))
     return names
 
 

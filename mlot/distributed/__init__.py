@@ -17,7 +17,7 @@ however unevenly the sequences are spread, a process without any included: it ta
 **A sharded vocabulary.** `VocabShard` is a source for `mlot.select`, `mlot.multi_level_ot` and
 `mlot.nn.MultiLevelOTLoss` where every process holds some columns of the logits, or some rows of the head.
 
-All need torch; nothing else in the library imports this package.
+All need torch.
 """
 
 from mlot.distributed._counts import average_count, global_count

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mlot.backends.torch.rows import HeadRows, Kind, RowSource, walk, walk_back
-from mlot.backends.torch.select import _STD_OFFSET, Settings, _reduce, heaviest_columns, normalized
+from mlot.backends.torch.select import STD_OFFSET, Settings, heaviest_columns, normalized, reduce_columns
 from mlot.distributed._place import Place
 from mlot.traces import Traces
 
@@ -82,7 +82,7 @@ def scan(rows: RowSource, place: Place, mask: Tensor, settings: Settings) -> Row
     for where, logits in _walk(rows, mask):
         valid = mask[where]
         divisor = None if scale is None else scale[where][..., None]
-        found, _ = _reduce(logits, divisor, valid, rows.dtype, settings, False)
+        found, _ = reduce_columns(logits, divisor, valid, rows.dtype, settings, False)
         top[where] = torch.where(valid, logits.amax(-1).to(rows.dtype), -torch.inf)
         log_totals[(slice(None), *where)] = found
     highest = place.maximum(top.clone())
@@ -118,7 +118,7 @@ def _deviation(rows: RowSource, place: Place, mask: Tensor) -> tuple[Tensor, Ten
     if vocabulary == 1:
         return torch.ones_like(mean), mean  # no deviation, and whatever the divisor, the probability is 1
     squares = place.total(own[1] + width * (own[0] - mean).square())
-    scale = (squares / (vocabulary - 1)).sqrt_().add_(_STD_OFFSET)
+    scale = (squares / (vocabulary - 1)).sqrt_().add_(STD_OFFSET)
     return torch.where(mask, scale, 1), mean
 
 
@@ -260,7 +260,7 @@ def _through_scale(
     scale, mean = found.scale[where][..., None], found.mean[where][..., None]
     if vocabulary == 1:
         return gradient / scale
-    std = scale - _STD_OFFSET
+    std = scale - STD_OFFSET
     # At std = 0 the derivative of std is taken as 0.
     slope = torch.where(std > 0, along / (scale.square() * std * (vocabulary - 1)), 0)
     return gradient / scale - slope * (logits.to(gradient.dtype) - mean)

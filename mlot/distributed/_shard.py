@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._composite import Composite, arrays_of
 from mlot.backends.torch.rows import Kind
 from mlot.backends.torch.select import Settings
@@ -19,7 +19,7 @@ from mlot.sources import LinearHead
 from mlot.traces import Traces
 
 if TYPE_CHECKING:
-    from mlot.backends.base import Backend
+    from mlot._arrays import ArrayOperations
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ class VocabShard(Composite):
 
     _whole: ClassVar[bool] = False
     _scores: ClassVar[bool] = True
+    _selects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for leaf in arrays_of(self.local):
@@ -177,10 +178,10 @@ class VocabShard(Composite):
         _checks.flag("standardize", standardize)
         extra = _checks.temperatures(temperature, extra_temperatures)
         settings = Settings(temperature, _without(temperature, extra), standardize)
-        xp, (source, found, columns) = _checks.resolve(
+        xp, (source, found, columns) = _arguments.resolve(
             {"source": self, "mask": mask, "columns": columns}, None
         )
-        mask = _checks.source_and_mask(xp, "source", source, "mask", found)
+        mask = _arguments.source_and_mask(xp, "source", source, "mask", found)
         if xp.kind(columns) != "integer":
             raise TypeError(f"columns: expected integers, got {columns.dtype}")
         if len(columns.shape) != 2 or columns.shape[0] != self.shape[0]:
@@ -199,23 +200,13 @@ class VocabShard(Composite):
     def _arrays(self) -> list[Any]:
         return arrays_of(self.local)
 
-    def _check(self, xp: Backend, name: str) -> None:
+    def _check(self, xp: ArrayOperations, name: str) -> None:
         if xp.name != "torch":
             raise TypeError(f"{name}: a VocabShard needs the torch backend, got backend {xp.name!r}")
 
-    def _select(
-        self,
-        xp: Backend,
-        mask: Any,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-        name: str,
-    ) -> Traces:
-        settings = Settings(temperature, extra_temperatures, standardize)
-        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
+    def _select(self, mask: Any, **settings: Any) -> Traces:
+        k = settings.pop("k")
+        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, Settings(**settings))
         return traces
 
     def _cross_entropy(self, targets: Tensor, mask: Tensor) -> Tensor:

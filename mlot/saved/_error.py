@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot import _checks
+from mlot import _arguments, _checks
 from mlot._storage import DTYPES
 from mlot.traces import Traces
 
@@ -85,9 +85,9 @@ def storage_error(traces: Traces, dtype: str) -> StorageError:
     >>> storage_error(traces, "float16").had_max < 1e-3
     True
     """
-    _checks.traces("traces", traces)
+    _arguments.traces("traces", traces)
     _checks.choice("dtype", dtype, tuple(DTYPES))
-    xp, _ = _checks.resolve({"traces": traces}, None)
+    xp, _ = _arguments.resolve({"traces": traces}, None)
     mask = xp.to_numpy(traces.mask)
     return error_of(
         xp.to_numpy(traces.log_probs)[mask],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot import _checks
+from mlot import _arguments
 from mlot.saved._error import error_of, stored, stored_normalizers
 from mlot.saved._keys import KEY_BYTES, packed
 from mlot.saved._manifest import Manifest
@@ -21,9 +21,9 @@ def packed_examples(
 ) -> list[Example]:
     """Check a batch and pack it; see `TeacherWriter.add`."""
     packed_keys = [key.ljust(KEY_BYTES, b"\0") for key in packed("keys", keys).tolist()]
-    _checks.traces("traces", traces)
+    _arguments.traces("traces", traces)
     _require(manifest, traces, len(packed_keys))
-    xp, _ = _checks.resolve({"traces": traces}, None)
+    xp, _ = _arguments.resolve({"traces": traces}, None)
     found = traces.map(xp.to_numpy)
     present = _attention(attention_mask, found.mask)
     if np.isnan(found.log_probs[found.mask]).any() or np.isnan(found.log_normalizers[found.mask]).any():

@@ -147,7 +147,7 @@ def _run(
     """Compute what goes into one file and hand it to the writer in order; yields the size of each batch."""
     import torch
 
-    from mlot.traces import select
+    from mlot._selection import select
 
     made: dict[str, Any] = {}
     order = sorted(range(len(chunk)), key=lambda n: (-len(chunk[n].ids), n))

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlot._registry import find_backend, get_backend
+from mlot._registry import find_backend
 from mlot._typing import Array
+from mlot.backends import get_backend
 from mlot.backends.base import Backend
 from mlot.sources import LinearHead
 from mlot.testing._oracle import Floats, TraceData

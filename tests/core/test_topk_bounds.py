@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 import mlot
+from mlot import _intervals
 from mlot.backends.numpy import equations as eq
-from mlot.bounds import _intervals
 from mlot.bounds._transport import contraction, potential_bounds, value_bounds
 from mlot.divergences import sequence_transport
 from problems import random_mask, random_pairs

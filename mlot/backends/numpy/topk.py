@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mlot._intervals import rounding
 from mlot.backends.numpy.equations import Floats, Integers
-from mlot.topk import TopKLogprobs, rounding
+from mlot.topk import TopKLogprobs
 
 
 def log_distribution(source: TopKLogprobs, n: int, i: int, temperature: float) -> tuple[Floats, float]:

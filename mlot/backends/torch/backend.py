@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlot._composite import arrays_of
 from mlot._typing import ArrayKind, CostKind, HardMatching
 from mlot.backends.base import Backend, Transport
 from mlot.backends.torch import ops as torch_ops
@@ -25,7 +26,7 @@ from mlot.backends.torch.costs import PairwiseL1, log_cost
 from mlot.backends.torch.rows import Kind, compute_dtype
 from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan
 from mlot.backends.torch.uld import Uld
-from mlot.sources import Predictions, arrays_of
+from mlot.sources import Predictions
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 

@@ -25,7 +25,7 @@ from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.rows import DenseRows, Kind, RowSource, walk, walk_back
 
-_STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
+STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
 
 
 class Settings(NamedTuple):
@@ -61,7 +61,7 @@ def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Sc
         if scale is not None:
             deviation = _scale(logits, rows.dtype)
             scale[where] = torch.where(valid, deviation.squeeze(-1), 1)
-        found, weighted = _reduce(logits, deviation, valid, rows.dtype, settings, sums)
+        found, weighted = reduce_columns(logits, deviation, valid, rows.dtype, settings, sums)
         top[where] = torch.where(valid, highest, 0)
         log_totals[(slice(None), *where)] = torch.where(valid, found, 0)
         if mass is not None and weighted is not None:
@@ -113,7 +113,7 @@ def _take_back_by_kernels(
     return gradient.scatter_(2, columns[:, None, :].expand_as(kept), kept)
 
 
-def _reduce(
+def reduce_columns(
     logits: Tensor,
     deviation: Tensor | None,
     valid: Tensor,
@@ -166,7 +166,7 @@ def _scale(logits: Tensor, dtype: torch.dtype) -> Tensor:
     logits = logits.to(dtype)
     if logits.shape[-1] == 1:
         return torch.ones_like(logits)  # no deviation, and whatever the divisor, the probability is 1
-    return logits.std(-1, keepdim=True) + _STD_OFFSET
+    return logits.std(-1, keepdim=True) + STD_OFFSET
 
 
 def heaviest_columns(mass: Tensor, k: int) -> Tensor:
@@ -294,7 +294,7 @@ def _through_scale(gradient: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
     r"""Gradient of z from that of :math:`z / (\mathrm{std}(z) + \delta)`."""
     if logits.shape[-1] == 1:
         return gradient / scale
-    std = scale - _STD_OFFSET
+    std = scale - STD_OFFSET
     along = (gradient * logits).sum(-1, keepdim=True)
     # At std = 0 the derivative of std is taken as 0.
     slope = torch.where(std > 0, along / (scale.square() * std * (logits.shape[-1] - 1)), 0)

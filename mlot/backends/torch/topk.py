@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlot._intervals import rounding
 from mlot.backends.torch.rows import compute_dtype
 from mlot.backends.torch.select import heaviest_columns
-from mlot.topk import TopKLogprobs, rounding
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 

@@ -2,14 +2,27 @@ r"""What the likeliest tokens of a position tell about every probability: interv
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot.topk import TopKLogprobs, rounding
-
 Floats = NDArray[np.float64]
+
+
+class Listed(Protocol):
+    """What is asked of a `mlot.TopKLogprobs` of NumPy arrays."""
+
+    @property
+    def ids(self) -> NDArray[Any]: ...
+    @property
+    def logprobs(self) -> NDArray[Any]: ...
+    @property
+    def vocab_size(self) -> int | None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
 
 
 class Position(NamedTuple):
@@ -36,7 +49,15 @@ class Intervals(NamedTuple):
         return Intervals(self.low[rows], self.high[rows], self.absent[rows], self.share[rows])
 
 
-def position(source: TopKLogprobs, n: int, i: int, temperature: float) -> Position:
+def rounding(eps: float) -> float:
+    """Error of a position's mass that log-probabilities of a type can have, ``eps`` being the type's unit.
+
+    They carry the error of logits many times their size, but in half precision that of their own storage.
+    """
+    return min(64 * eps, 4 * eps + 1e-4)
+
+
+def position(source: Listed, n: int, i: int, temperature: float) -> Position:
     r"""Bounds at one position of a source of NumPy arrays.
 
     With :math:`r = \tau_0 / \tau`, missing mass :math:`m`, :math:`A` absent columns of at most :math:`c`, the
@@ -97,7 +118,7 @@ def tail_sums(least: float, most: float, absent: float, cap: float, ratio: float
 
 
 def of_columns(
-    source: TopKLogprobs, n: int, mask: NDArray[np.bool_], columns: NDArray[np.int64], temperature: float
+    source: Listed, n: int, mask: NDArray[np.bool_], columns: NDArray[np.int64], temperature: float
 ) -> Intervals:
     """Bounds for some columns of one sequence."""
     place = np.full(source.shape[2], -1)
@@ -114,7 +135,7 @@ def of_columns(
 
 
 def certain(
-    source: TopKLogprobs, n: int, mask: NDArray[np.bool_], columns: NDArray[np.int64], temperature: float
+    source: Listed, n: int, mask: NDArray[np.bool_], columns: NDArray[np.int64], temperature: float
 ) -> int:
     """How many of the columns the full distribution would certainly select, too.
 
