@@ -29,15 +29,19 @@ class Rendered:
 
 
 def render(
-    example: Mapping[str, Any], tokenizers: Sequence[Any], settings: Mapping[str, Any]
+    example: Mapping[str, Any],
+    tokenizers: Sequence[Any],
+    settings: Mapping[str, Any],
+    names: Sequence[str] = ("student", "teacher"),
 ) -> list[Rendered]:
     """Render an example for each tokenizer.
 
     Args:
         example: ``text``; or ``prompt`` and ``completion``, both strings or both lists of messages; or
             ``messages``.
-        tokenizers: of both models.
+        tokenizers: of the models.
         settings: what chat templates are given besides.
+        names: of the models, for messages.
 
     Raises:
         TypeError, ValueError: an example that is none of these, or a chat template that changes what the
@@ -46,7 +50,7 @@ def render(
     if not isinstance(example, Mapping):
         raise TypeError(f"example: expected a mapping with {FORMS}, got {type(example).__name__}")
     if "messages" in example:
-        return _conversation(_messages("messages", example["messages"]), 0, tokenizers, settings)
+        return _conversation(_messages("messages", example["messages"]), 0, tokenizers, settings, names)
     if "prompt" in example and "completion" in example:
         prompt, completion = example["prompt"], example["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -54,7 +58,7 @@ def render(
             return [Rendered(prompt + completion, (span,), True)] * len(tokenizers)
         before = _messages("prompt", prompt)
         return _conversation(
-            [*before, *_messages("completion", completion)], len(before), tokenizers, settings
+            [*before, *_messages("completion", completion)], len(before), tokenizers, settings, names
         )
     if "text" in example:
         text = example["text"]
@@ -75,7 +79,11 @@ def _messages(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def _conversation(
-    messages: list[dict[str, Any]], first: int, tokenizers: Sequence[Any], settings: Mapping[str, Any]
+    messages: list[dict[str, Any]],
+    first: int,
+    tokenizers: Sequence[Any],
+    settings: Mapping[str, Any],
+    names: Sequence[str],
 ) -> list[Rendered]:
     """Render messages, of which the assistant's from number ``first`` on are targets."""
     said = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
@@ -84,7 +92,7 @@ def _conversation(
             kind = type(messages[n]["content"]).__name__
             raise TypeError(f"messages: expected the assistant to say a string, got {kind}")
     marked = _with_contents(messages, {n: f"{_MARK}{n}{_MARK}" for n in said})
-    sides = list(zip(tokenizers, ("student", "teacher"), strict=True))
+    sides = list(zip(tokenizers, names, strict=True))
     frames = [_template(tokenizer, name, marked, settings) for tokenizer, name in sides]
     # A template may strip what is said; then both models get what remains of it.
     for strip in (False, True):

@@ -11,13 +11,11 @@ require_packages(__name__, "demo", (*HF_PACKAGES, "matplotlib>=3.9", "jinja2>=3.
 from mlot.distill.errors import DistillError  # noqa: E402
 from mlot.distill.evaluation import Score, difference_interval, evaluate_bits  # noqa: E402
 from mlot.distill.pieces import Examples, Piece, make_pieces  # noqa: E402
-from mlot.distill.records import Record  # noqa: E402
 
 __all__ = [
     "DistillError",
     "Examples",
     "Piece",
-    "Record",
     "Score",
     "difference_interval",
     "evaluate_bits",

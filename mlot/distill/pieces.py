@@ -11,12 +11,11 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mlot._examples import Example
 from mlot._hf.tokenizers import token_ids
 from mlot.distill.errors import DistillError
-from mlot.distill.records import Record
+from mlot.distill.text import as_documents
 from mlot.training import DistillationCollator, Truncation
-
-Document = str | Record
 
 
 @dataclass(frozen=True)
@@ -27,22 +26,22 @@ class Piece:
         text: what there is to learn.
         document: index of the document that it is of.
         ends: whether a token that ends a text comes after it.
-        record: the record, unless it is a stretch of text.
+        record: the example, unless it is a stretch of text.
     """
 
     text: str
     document: int
     ends: bool
-    record: Record | None = None
+    record: Example | None = None
 
     @property
     def example(self) -> Mapping[str, Any]:
         """The example as `mlot.training.DistillationCollator` takes it."""
-        return {"text": self.text} if self.record is None else self.record.example
+        return {"text": self.text} if self.record is None else self.record.content
 
 
 def make_pieces(
-    documents: Sequence[Document],
+    documents: Sequence[str | Example],
     student: PreTrainedTokenizerBase,
     teacher: PreTrainedTokenizerBase,
     length: int,
@@ -55,7 +54,7 @@ def make_pieces(
     pieces of a text joined are the text. Prompts with completions and conversations are left whole.
 
     Args:
-        documents: texts and records.
+        documents: texts, and examples of other forms.
         student: tokenizer of the student.
         teacher: tokenizer of the teacher.
         length: most tokens of a piece, those that start and end a text included.
@@ -69,21 +68,14 @@ def make_pieces(
         both = zip(token_ids(student, texts), token_ids(teacher, texts), strict=True)
         return [max(len(one), len(other)) for one, other in both]
 
-    plain = [
-        (n, each if isinstance(each, str) else each.text)
-        for n, each in enumerate(documents)
-        if isinstance(each, str) or each.plain
-    ]
+    documents = as_documents(documents)
+    plain = [(n, each.text) for n, each in enumerate(documents) if each.plain]
     owned = _cut(plain, length - 2, count, _LEVELS)
     pieces = []
     for n, (document, text) in enumerate(owned):
         last = n + 1 == len(owned) or owned[n + 1][0] != document
         pieces.append(Piece(text, document, mark_end and last))
-    pieces += [
-        Piece(each.text, n, mark_end, each)
-        for n, each in enumerate(documents)
-        if isinstance(each, Record) and not each.plain
-    ]
+    pieces += [Piece(each.text, n, mark_end, each) for n, each in enumerate(documents) if not each.plain]
     return sorted(pieces, key=lambda piece: piece.document)
 
 
@@ -130,8 +122,8 @@ class Examples(Dataset[dict[str, Any]]):
             try:
                 self._found[index] = _compact(self._collators[piece.ends].prepare(piece.example))
             except (TypeError, ValueError) as error:
-                where = "" if piece.record is None else f" line {piece.record.line}:"
-                raise DistillError(f"--text:{where} {error}") from error
+                where = "--text" if piece.record is None else piece.record.where
+                raise DistillError(f"{where}: {error}") from error
         return self._found[index]
 
     def with_keys(self) -> Examples:

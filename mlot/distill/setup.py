@@ -19,7 +19,7 @@ from mlot.distill.models import make_llama
 from mlot.distill.options import Options
 from mlot.distill.party import Party
 from mlot.distill.pieces import Examples, make_pieces
-from mlot.distill.text import Corpus, read_documents, split_corpus, standard_library_documents, text_of
+from mlot.distill.text import Corpus, read_documents, split_corpus, standard_library_documents
 from mlot.distill.vocabularies import train_bpe, train_unigram
 from mlot.saved import SavedTeacher, fingerprint
 
@@ -172,7 +172,7 @@ def load(options: Options) -> Setup:
 
 def _corpus(options: Options) -> Corpus:
     text = options.text
-    documents = standard_library_documents() if text is None else read_documents(text)
+    documents: Sequence[Any] = standard_library_documents() if text is None else read_documents([text])
     return split_corpus(documents, options.held_out, options.seed)
 
 
@@ -194,7 +194,7 @@ def _together(options: Options, corpus: Corpus, teacher: Party, student: Party, 
 
 
 def _sizes(documents: Sequence[Any], sides: Sides) -> dict[str, int]:
-    size = sum(len(text_of(document).encode("utf-8")) for document in documents)
+    size = sum(len(document.text.encode("utf-8")) for document in documents)
     return {"documents": len(documents), "bytes": size, "windows": len(sides.student)}
 
 

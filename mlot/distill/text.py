@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlot._text import is_json_lines, read_text
-from mlot.distill.errors import DistillError
-from mlot.distill.records import Record, read_records
+from mlot._examples import Example, read_examples
+from mlot.distill.errors import DistillError, refusing
 
 #: Folders that hold tests, generated or foreign code.
 _LEFT_OUT = frozenset({"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages"})
@@ -26,13 +25,13 @@ _ENOUGH, _TOO_MUCH = 1_000, 4_000
 class Corpus:
     """Documents to train on and documents held out; none is in both."""
 
-    train: tuple[str | Record, ...]
-    held_out: tuple[str | Record, ...]
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
 
     @property
     def train_texts(self) -> list[str]:
         """Texts of the documents to train on."""
-        return [text_of(document) for document in self.train]
+        return [document.text for document in self.train]
 
 
 def standard_library_documents(root: Path | None = None) -> list[str]:
@@ -64,25 +63,24 @@ def standard_library_documents(root: Path | None = None) -> list[str]:
     return documents
 
 
-def text_of(document: str | Record) -> str:
-    """What there is to learn in a document."""
-    return document if isinstance(document, str) else document.text
-
-
-def read_documents(path: str | Path) -> list[str] | list[Record]:
-    """Read a file: text, which is split into documents, or JSONL by its name, each line of which is one.
+def read_documents(paths: Sequence[str | Path]) -> list[Example]:
+    """Read files: of text, which is split into documents, and of examples, each of which is a document.
 
     Raises:
-        DistillError: there is no such file, it is not UTF-8, has no text, or a line that is no record.
+        DistillError: there is no such file, it cannot be read, or nothing in it is to be learnt.
     """
-    path = Path(path)
-    if is_json_lines(path):
-        return read_records(path)
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        raise DistillError(str(error)) from error
-    return split_text(text)
+    with refusing():
+        documents = read_examples(paths, "--text", cut=split_text)
+    learnt = [each for each in documents if each.text.strip()]
+    if not learnt:
+        shown = ", ".join(repr(str(path)) for path in paths)
+        raise DistillError(f"--text: expected some text to learn, but {shown} has none")
+    return learnt
+
+
+def as_documents(texts: Sequence[str | Example]) -> list[Example]:
+    """Texts as documents, which documents are already."""
+    return [Example({"text": each}, "--text") if isinstance(each, str) else each for each in texts]
 
 
 def split_text(text: str) -> list[str]:
@@ -105,7 +103,7 @@ def split_text(text: str) -> list[str]:
     return documents
 
 
-def split_corpus(documents: Sequence[str | Record], share: float, seed: int) -> Corpus:
+def split_corpus(documents: Sequence[str | Example], share: float, seed: int) -> Corpus:
     """Hold out whole documents, drawn by ``seed``, until they make up a share of the characters.
 
     Args:
@@ -116,23 +114,27 @@ def split_corpus(documents: Sequence[str | Record], share: float, seed: int) -> 
     Raises:
         DistillError: fewer than two different documents.
     """
-    unique = list(dict.fromkeys(documents))
+    first: dict[str, Example] = {}
+    for document in as_documents(documents):
+        first.setdefault(document.identity, document)
+    unique = list(first.values())
+    sizes = [len(each.text if each.plain else each.identity) for each in unique]
     if len(unique) < 2:
         raise DistillError(
             "--text: expected at least two documents, one to train on and one to hold out, got "
             f"{len(unique)}; those of a text file end at blank lines, after {_ENOUGH} characters or more, "
-            "those of a JSONL file are its lines"
+            "those of other files are their examples"
         )
     order = list(range(len(unique)))
     random.Random(seed).shuffle(order)
-    wanted = share * sum(map(len, unique))
+    wanted = share * sum(sizes)
     held_out: set[int] = set()
     size = 0
     for index in order[:-1]:
         if held_out and size >= wanted:
             break
         held_out.add(index)
-        size += len(unique[index])
+        size += sizes[index]
     return Corpus(
         tuple(text for n, text in enumerate(unique) if n not in held_out),
         tuple(text for n, text in enumerate(unique) if n in held_out),

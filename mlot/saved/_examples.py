@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot._examples import TOKENISED_FORMS, check_example
+from mlot._hf.render import render
+from mlot._hf.tokenizers import start_token
+from mlot._hf.tokens import tokenize
 from mlot.saved._keys import as_ids, key_of
 
 #: Texts that are given to a tokenizer at once.
@@ -34,7 +38,10 @@ def read_examples(
     """
     if isinstance(examples, str | Mapping):
         raise TypeError(f"examples: expected several examples, got one {type(examples).__name__}")
-    given = list(examples)
+    given = [
+        _of_mapping(f"examples[{n}]", each, tokenizer) if isinstance(each, Mapping) else each
+        for n, each in enumerate(examples)
+    ]
     texts = [n for n, each in enumerate(given) if isinstance(each, str)]
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
@@ -58,10 +65,28 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return found
 
 
+def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
+    """A text, or token ids with labels or a mask; prompts and conversations as the collator has them."""
+    if "input_ids" in value:
+        return value
+    try:
+        example = check_example(value)
+        if "text" in example and "messages" not in example:
+            return example["text"]
+        if not hasattr(tokenizer, "all_special_ids"):
+            raise TypeError(f"expected a tokenizer of transformers, got {type(tokenizer).__name__}")
+        (rendered,) = render(example, [tokenizer], {}, ["teacher"])
+        tokens = tokenize(tokenizer, rendered, start_token(tokenizer), tokenizer.eos_token_id)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from error
+    return tokens.ids, tokens.labels(len(tokens.ids))
+
+
 def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
     said = None
     if isinstance(value, Mapping):
-        if "input_ids" not in value or len({"labels", "mask"} & set(value)) != 1:
+        if len({"labels", "mask"} & set(value)) != 1:
             raise ValueError(
                 f"{name}: expected input_ids with labels or mask, got {', '.join(map(str, value))}"
             )
@@ -71,8 +96,8 @@ def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
         ids, kept = value
     else:
         raise TypeError(
-            f"{name}: expected a text, (ids, labels or mask), or a mapping with input_ids and labels "
-            f"or mask, got {type(value).__name__}"
+            f"{name}: expected a text, (ids, labels or mask), or a mapping with {TOKENISED_FORMS}, "
+            f"got {type(value).__name__}"
         )
     ids = as_ids(f"{name}: ids", ids)
     kept = ids if kept is None else np.asarray(kept.detach().cpu() if hasattr(kept, "detach") else kept)

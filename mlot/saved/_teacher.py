@@ -59,7 +59,9 @@ def save_teacher(
         examples: texts, which get the special tokens that the tokenizer adds by itself, and of which every
             token but the first is predicted; or ``(ids, labels)``, unshifted,
             with -100 where nothing is asked; or ``(ids, mask)``, booleans that mark the positions whose
-            prediction counts; or mappings with ``input_ids`` and ``labels`` or ``mask``. Without padding.
+            prediction counts; or mappings with ``input_ids`` and ``labels`` or ``mask``, without padding; or
+            mappings with ``text``, or with ``prompt`` and ``completion`` or ``messages``, which are tokenised
+            as `mlot.training.DistillationCollator` does.
             Equal examples are saved once.
         folder: new, empty, or of the same saved teacher.
         k: columns to keep; ``None`` keeps all.

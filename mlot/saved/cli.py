@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlot._examples import TOKENISED_FORMS, read_examples
 from mlot._needed import HF_PACKAGES, require_packages
 from mlot._storage import DTYPES
-from mlot.saved._files import read_file
 from mlot.saved._reader import SavedTeacher, verify_folder
 from mlot.saved._teacher import save_teacher
 from mlot.saved._writer import FolderLockedError
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _save(options: argparse.Namespace, console: Console) -> int:
     require_packages("python -m mlot.saved save", "hf", HF_PACKAGES)
-    examples = read_file(Path(options.text))
+    examples = read_examples(options.text, "--text", cut=_lines, tokenised=True)
     from mlot._hf.loading import load_model, quiet_transformers
     from mlot._progress import Counter, Reporter
 
@@ -76,7 +76,7 @@ def _save(options: argparse.Namespace, console: Console) -> int:
             saved = save_teacher(
                 model,
                 tokenizer,
-                examples,
+                [each.content for each in examples],
                 options.output,
                 k=options.k,
                 temperature=options.temperature,
@@ -93,6 +93,10 @@ def _save(options: argparse.Namespace, console: Console) -> int:
             )
     _describe(saved, console)
     return 0
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -169,8 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         metavar="FILE",
         required=True,
-        help="UTF-8 text, an example in each line; or FILE.jsonl, an object in each line with text, or with "
-        "input_ids and labels or mask",
+        nargs="+",
+        help="UTF-8 text, an example in each line; FILE.jsonl, FILE.parquet or a folder of a data set, whose "
+        f"examples have {TOKENISED_FORMS}",
     )
     save.add_argument("--output", metavar="DIR", required=True, help="new, empty, or of the same teacher")
     save.add_argument("--k", type=int, default=50, help="columns kept (50)")

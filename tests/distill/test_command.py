@@ -16,7 +16,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, write_text
+from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot.distill import Examples, evaluate_bits, make_pieces
 from mlot.distill import setup as preparing
 from mlot.distill.cli import main
@@ -35,7 +35,7 @@ def text(tmp_path_factory):
 
 def held_out_examples(text, reader, other, share=Options.held_out, length=32, seed=0):
     """Held-out text in the tokens of a reader; pieces do not depend on the order of the two."""
-    corpus = split_corpus(read_documents(text), share, seed)
+    corpus = split_corpus(read_documents([text]), share, seed)
     pieces = make_pieces(corpus.held_out, reader, other, length, mark_end=False)
     return Examples(pieces, reader, other, length)
 
@@ -140,7 +140,7 @@ def test_no_tokenizer_sees_held_out_text(text, tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "train_unigram", watched(train_unigram))
     monkeypatch.setattr(preparing, "_together", lambda *_: (_ for _ in ()).throw(DistillError("stop here")))
     assert main([*MADE, *SHORT, "--text", str(text), "--output", str(tmp_path / "out")]) == 2
-    corpus = split_corpus(read_documents(text), Options.held_out, 0)
+    corpus = split_corpus(read_documents([text]), Options.held_out, 0)
     assert seen == [list(corpus.train)] * 2
 
 
@@ -166,13 +166,13 @@ def test_terminal_shows_the_table_and_what_was_measured(text, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def tokenizers(text):
     """A teacher's and a student's."""
-    documents = read_documents(text)
+    documents = texts_of(text)
     return train_bpe(documents, 300, 32), train_unigram(documents, 280, 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_from_folders(text, tokenizers, tmp_path, capsys, dtype):
-    teacher = train_bpe(read_documents(text), 300, 32)
+    teacher = train_bpe(texts_of(text), 300, 32)
     teacher.pad_token = None
     teacher.bos_token = None
     folders = save_gpt2(tmp_path / "gpt2", teacher, dtype), tmp_path / "llama"
@@ -213,7 +213,7 @@ def test_tokenizer_that_changes_text_is_noticed(text, tokenizers, tmp_path, caps
     from tokenizers import normalizers
 
     run_without_training(monkeypatch)
-    teacher = train_bpe(read_documents(text), 300, 32)
+    teacher = train_bpe(texts_of(text), 300, 32)
     teacher.backend_tokenizer.normalizer = normalizers.Lowercase()
     folders = save_gpt2(tmp_path / "gpt2", teacher), save_llama(tmp_path / "llama", tokenizers[1])
     sources = ["--teacher", str(folders[0]), "--student", str(folders[1]), "--text", str(text)]

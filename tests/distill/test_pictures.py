@@ -9,7 +9,8 @@ import torch
 from transformers import set_seed
 
 import mlot
-from mlot.distill import Examples, Piece, Record, make_pieces
+from mlot._examples import Example
+from mlot.distill import Examples, Piece, make_pieces
 from mlot.distill.models import make_llama
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter, spell
@@ -152,7 +153,7 @@ def test_of_a_soft_matching_the_heaviest_partner_is_shown(parties):
 
 def test_prompts_are_not_shown(parties):
     example = {"prompt": "Say one two three. ", "completion": "Return the sum."}
-    record = Record(example["completion"], "x", 1, example)
+    record = Example(example, "here")
     made, _ = painter(parties, [Piece(record.text, 0, True, record)])
     found = made.paint([0], seen_in_training=True)
     assert found.seen_in_training

@@ -107,7 +107,7 @@ def test_records_that_are_refused(refused, tmp_path):
         f"--text: line 2 of '{path}': expected an object with text, prompt and completion, or messages, "
         "got one with prompt"
     )
-    assert refused([]) == f"--text: expected some text to learn, but '{path}' has none"
+    assert refused([]) == f"--text: expected some text, but '{path}' is empty"
     assert refused([{"text": " "}]) == f"--text: expected some text to learn, but '{path}' has none"
     assert "expected at least two documents" in refused([fine, fine])
     long = [{"prompt": "the of and to " * 40 + str(n), "completion": "in"} for n in range(4)]

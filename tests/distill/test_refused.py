@@ -16,9 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from distill_cases import SHORT, run_without_training, save_gpt2, save_llama, write_text
+from distill_cases import SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot.distill.cli import main
-from mlot.distill.text import read_documents
 from mlot.distill.vocabularies import train_bpe, train_unigram
 
 
@@ -31,7 +30,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizers(text):
     """A teacher's and a student's."""
-    documents = read_documents(text)
+    documents = texts_of(text)
     return train_bpe(documents, 300, 32), train_unigram(documents, 280, 32)
 
 
@@ -143,7 +142,7 @@ def test_tokenizers_that_do_not_serve(refused, folders, tokenizers, text, tmp_pa
     message = refused("--text", text, "--teacher", folders[0], "--student", bare)
     own = len(tokenizers[1])
     assert message == f"--student: expected a tokenizer of at most {own} tokens, as the model, got 300"
-    without = train_bpe(read_documents(text), own, 32)
+    without = train_bpe(texts_of(text), own, 32)
     without.eos_token = None
     without.pad_token = None
     without.save_pretrained(bare)

@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from distill_cases import MADE, save_gpt2, save_llama, write_text
+from distill_cases import MADE, save_gpt2, save_llama, texts_of, write_text
 from mlot.distill import run as running
 from mlot.distill.cli import main
 from mlot.distill.output import ENTRIES
 from mlot.distill.stages import Clock, Stage
-from mlot.distill.text import read_documents
 from mlot.distill.vocabularies import train_bpe, train_unigram
 
 # Checkpoints fall between logs and evaluations: what these sum up must survive.
@@ -35,7 +34,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folders(text, tmp_path_factory):
     """Options that name a GPT-2 that teaches and a Llama with dropout that learns."""
-    folder, documents = tmp_path_factory.mktemp("models"), read_documents(text)
+    folder, documents = tmp_path_factory.mktemp("models"), texts_of(text)
     teacher = save_gpt2(folder / "gpt2", train_bpe(documents, 300, 32))
     student = save_llama(folder / "llama", train_unigram(documents, 280, 32), attention_dropout=0.3)
     return ["--teacher", str(teacher), "--student", str(student), "--text", str(text)]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, write_text
+from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot.distill import Examples, make_pieces
 from mlot.distill import run as running
 from mlot.distill.cli import main
@@ -30,7 +30,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(text, tmp_path_factory):
     """Folders of models, of a run that saved its teacher, and of what it saved."""
-    folder, documents = tmp_path_factory.mktemp("models"), read_documents(text)
+    folder, documents = tmp_path_factory.mktemp("models"), texts_of(text)
     teacher = save_gpt2(folder / "gpt2", train_bpe(documents, 300, 32))
     student = save_llama(folder / "llama", train_unigram(documents, 280, 32))
     made = {"teacher": teacher, "student": student, "output": folder / "out", "saved": folder / "saved"}
@@ -71,7 +71,7 @@ def test_what_was_saved_trains_the_same_student_without_the_teachers_model(run, 
 def test_it_holds_every_window_of_both_parts_once(run, text):
     saved = SavedTeacher(run["saved"])
     tokenizers = [AutoTokenizer.from_pretrained(run[side]) for side in ("student", "teacher")]
-    corpus = split_corpus(read_documents(text), Options.held_out, 0)
+    corpus = split_corpus(read_documents([text]), Options.held_out, 0)
     keys = []
     for documents, mark_end in ((corpus.train, True), (corpus.held_out, False)):
         pieces = make_pieces(documents, *tokenizers, 32, mark_end=mark_end)
@@ -136,7 +136,7 @@ def test_saved_teachers_that_do_not_fit(refused, run, text, tmp_path):
         message = refused(f"--{option.replace('_', '-')}", value)
         assert message.startswith(f"--saved-teacher: {option}: expected "), message
     other = tmp_path / "other"
-    train_bpe(read_documents(text), 290, 32).save_pretrained(other)
+    train_bpe(texts_of(text), 290, 32).save_pretrained(other)
     message = refused("--teacher", other)
     assert message.startswith(f"--saved-teacher: the teacher saved in '{run['saved']}' is another one: ")
     assert "tokenizer_fingerprint: expected " in message

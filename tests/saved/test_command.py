@@ -110,11 +110,14 @@ def test_json_lines(model: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "line 1 of .*: expected JSON: "),
-        ('{"text": "a"}\n\n[1]', "line 3 of .*: expected an object with text, or with input_ids, integers"),
-        ('{"text": 3}', "line 1 of .*: expected an object with text"),
+        (
+            '{"text": "a"}\n\n[1]',
+            "line 3 of .*: expected an object with text, prompt and completion, .*, got list",
+        ),
+        ('{"text": 3}', "line 1 of .*: text: expected a string, got int"),
         (
             '{"input_ids": [1, 2.5]}',
-            "line 1 of .*: expected an object with text, or with input_ids, integers",
+            "line 1 of .*: input_ids: expected a list of integers, got",
         ),
         (
             '{"input_ids": [1, 2], "labels": [1]}',

@@ -58,8 +58,13 @@ def write_text(folder, documents=30):
         " ".join(rng.choices(words, k=12)) + ("\n\n" if n % 30 == 29 else "\n") for n in range(30 * documents)
     ]
     path.write_text("".join(lines), encoding="utf-8")
-    assert len(read_documents(path)) == documents
+    assert len(texts_of(path)) == documents
     return path
+
+
+def texts_of(path):
+    """Texts of the documents of a file."""
+    return [document.text for document in read_documents([path])]
 
 
 def run_without_training(monkeypatch):
