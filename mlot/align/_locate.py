@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,34 @@ def char_starts(data: bytes) -> Integers:
     return np.append(np.flatnonzero((array & 0xC0) != 0x80), len(data)).astype(np.int64)
 
 
-def tile(data: bytes, surfaces: Sequence[bytes]) -> tuple[Integers, Integers] | None:
-    """Ranges of tokens whose bytes, joined, are the data, or the data after one space; else ``None``."""
+def tile(data: bytes, surfaces: Sequence[bytes], opens: Integers) -> tuple[Integers, Integers] | None:
+    """Ranges of tokens whose bytes, joined, are the data, but for a space put before a part; else ``None``.
+
+    Args:
+        data: the text.
+        surfaces: bytes of each token.
+        opens: tokens that a part of the text begins with, besides the first: those after an added token.
+    """
     joined = b"".join(surfaces)
-    added = len(joined) - len(data)
-    if added not in (0, 1) or (added and joined[:1] != b" ") or joined[added:] != data:
+    lengths = _lengths(surfaces)
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    if joined == data:
+        return before[:-1], before[1:]
+    bounds = [0, *opens.tolist(), len(surfaces)]
+    at, floors, shifts = 0, [], []
+    for low, high in pairwise(before[bounds].tolist()):
+        piece = joined[low:high]
+        added = 0 if data.startswith(piece, at) else 1
+        if added and not (piece[:1] == b" " and data.startswith(piece[1:], at)):
+            return None
+        floors.append(at)
+        shifts.append(low + added - at)
+        at += len(piece) - added
+    if at != len(data):
         return None
-    ends = np.cumsum(_lengths(surfaces)) - added
-    cuts = np.maximum(np.concatenate([[0], ends]), 0)
-    return cuts[:-1], cuts[1:]
+    sizes = np.diff(bounds)
+    floor, shift = np.repeat(floors, sizes), np.repeat(shifts, sizes)
+    return np.maximum(before[:-1] - shift, floor), np.maximum(before[1:] - shift, floor)
 
 
 def resolve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -115,8 +116,9 @@ class _Job:
         """Ranges under the spelling that explains the text best."""
         schemes = plausible(self._ordinary()) if self.reader.scheme is None else [self.reader.scheme]
         spellings = [(scheme, self._read_text(scheme), self._surfaces(scheme)) for scheme in schemes]
+        opens = np.flatnonzero(self._where(self.reader.added.keys() | self.reader.special)[:-1]) + 1
         for _, text, surfaces in spellings:
-            cuts = _locate.tile(text.encode(), surfaces)
+            cuts = _locate.tile(text.encode(), surfaces, opens)
             if cuts is not None:
                 return self._result(text, *cuts, True)
         known = self._known_places() if self.reader.fast else None
@@ -154,7 +156,7 @@ class _Job:
             )
         return TokenBytes(self.ids, starts, ends, self.special, len(self.data), exact)
 
-    def _where(self, wanted: set[int]) -> Booleans:
+    def _where(self, wanted: AbstractSet[int]) -> Booleans:
         flags = {i: i in wanted for i in self.unique}
         return np.fromiter(map(flags.__getitem__, self.order), np.bool_, len(self.order))
 
@@ -210,15 +212,46 @@ class _Job:
         return _Places(hints.starts, hints.ends, hints.free, closed=False, sure=False), hints.located
 
     def _unspelled(self) -> Booleans:
-        """Special tokens that the text does not spell: more of one kind than it has, the outermost first."""
+        """Special tokens that the text does not spell: more of an id than it has, first those at its ends."""
+        silent = self.reader.special | self.reader.padding
         inserted = np.zeros(len(self.order), np.bool_)
-        counts = Counter(i for i in self.order if i in self.reader.special)
+        counts = Counter(i for i in self.order if i in silent)
+        contents = {i: self.reader.added.get(i, self.strings[i]) for i in counts}
+        named = {i: content for i, content in contents.items() if isinstance(content, str) and content}
+        opening = _opening(self.text, named)
+        ordinary = np.flatnonzero(~self._where(silent))
+        # Where all are special, one may open the text, and the others close it.
+        first = ordinary[0] if len(ordinary) else 1
         for i, count in counts.items():
-            content = self.reader.added.get(i, self.strings[i])
-            spelled = self.text.count(content) if isinstance(content, str) and content else 0
             places = np.flatnonzero(self.ids == i)
-            # A token that opens the sequence is framing; elsewhere, as EOS and padding, it is the last ones.
-            leading = 1 if places[0] == 0 and count > spelled else 0
+            if i in self.reader.padding:
+                inserted[places] = self._pads(places)
+                continue
+            spelled = self.text.count(named[i]) if i in named else 0
+            extra = max(count - spelled, 0)
+            leading = min(extra, max(int((places < first).sum()) - opening[i], 0))
             inserted[places[:leading]] = True
-            inserted[places[max(leading, spelled + leading) :]] = True
+            inserted[places[count - (extra - leading) :]] = True
         return inserted
+
+    def _pads(self, places: Integers) -> Booleans:
+        """Which of the tokens that pad, and are unknown text elsewhere, lie outside of the text's own."""
+        for framed in (True, False) if hasattr(self.reader.tokenizer, "encode") else ():
+            made = self.reader.encode(self.text, framed)
+            own = list(getattr(made, "ids", made))
+            for low in range(len(self.order) - len(own) + 1):
+                if self.order[low : low + len(own)] == own:
+                    return (places < low) | (places >= low + len(own))
+        known = np.flatnonzero(~self._where(self.reader.special | self.reader.padding))
+        return (places < known[0]) | (places > known[-1]) if len(known) else places >= 0
+
+
+def _opening(text: str, contents: dict[int, str]) -> Counter[int]:
+    """Special tokens, by their strings, that a text begins with."""
+    opening: Counter[int] = Counter()
+    at = 0
+    ordered = sorted(contents.items(), key=lambda item: -len(item[1]))
+    while (i := next((i for i, content in ordered if text.startswith(content, at)), None)) is not None:
+        opening[i] += 1
+        at += len(contents[i])
+    return opening

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mlot.align._scheme import Scheme, declared
 
@@ -37,8 +38,9 @@ class Reader:
         self.tokenizer, self.backend = tokenizer, backend
         self.fast = backend is not None
         self.scheme: Scheme | None = None if backend is None else declared(backend)
-        self.added, special = _added(tokenizer if backend is None else backend)
-        special |= set(getattr(tokenizer, "all_special_ids", ()))
+        declared_special = tuple(getattr(tokenizer, "all_special_ids", ()))
+        self.added, special = _remembered(tokenizer, backend, declared_special)
+        special = special.union(declared_special)
         named = {i for i in special if "unk" in str(self.added.get(i, "")).lower()}
         unknown = self.role("unk")
         self.unknown: set[int] = named if unknown is None else named | {unknown}
@@ -75,6 +77,23 @@ class Reader:
         """All ordinary tokens."""
         words = (self.tokenizer if self.backend is None else self.backend).get_vocab()
         return [word for word, i in words.items() if i not in self.added and i not in self.special]
+
+
+#: Added tokens of wrappers that live, and what would tell that they have changed: some have thousands.
+_ADDED: WeakKeyDictionary[Any, tuple[Any, dict[int, str], set[int]]] = WeakKeyDictionary()
+
+
+def _remembered(tokenizer: Any, backend: Any, special: tuple[int, ...]) -> tuple[dict[int, str], set[int]]:
+    if backend is None or backend is tokenizer:
+        return _added(tokenizer)
+    state = (id(backend), backend.get_vocab_size(), special)
+    try:
+        known = _ADDED.get(tokenizer)
+        if known is None or known[0] != state:
+            known = _ADDED[tokenizer] = (state, *_added(backend))
+    except TypeError:  # it cannot be referred to weakly, or has no hash
+        return _added(backend)
+    return known[1:]
 
 
 def _added(tokenizer: Any) -> tuple[dict[int, str], set[int]]:

@@ -109,9 +109,10 @@ def plausible(tokens: Iterable[str | bytes | None]) -> list[Scheme]:
     found = []
     suffix = "</w>" if any(word.endswith("</w>") for word in words) else ""
     inner = [word.removesuffix(suffix) for word in words]
-    mapped = sum(all(character in BYTE_OF for character in word) for word in inner)
-    # A few added tokens may lie outside the byte map.
-    if mapped >= 0.9 * len(inner):
+    # A few added tokens may lie outside the byte map, and so do those of blanks alone.
+    shown = [word for word in inner if not word.isspace()]
+    mapped = sum(all(character in BYTE_OF for character in word) for word in shown)
+    if mapped >= 0.9 * len(shown):
         found.append(Scheme(byte_map=True, suffix=suffix))
     fallback = any(_FALLBACK.fullmatch(word) for word in words)
     if fallback or any(_SPACE in word for word in words):

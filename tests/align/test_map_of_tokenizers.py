@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -227,9 +226,8 @@ def test_damaged_files_are_refused(data, tmp_path_factory):
     else:
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    made = VocabularyMap.from_bytes([b"a", None], [b"ab"], roles=[[0, 1]])
-    with suppress(ValueError):  # but for a byte that says nothing, such as the time of writing
-        _equal(VocabularyMap.load(path), made)
+    with pytest.raises(ValueError, match="is damaged or another"):
+        VocabularyMap.load(path)
 
 
 def test_bad_arguments(tmp_path):
@@ -243,5 +241,5 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(FileNotFoundError, match="path: expected a file"):
         VocabularyMap.load(tmp_path / "none")
     (tmp_path / "json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="is damaged or no map"):
+    with pytest.raises(ValueError, match="is damaged or another"):
         VocabularyMap.load(tmp_path / "json")

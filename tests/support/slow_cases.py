@@ -9,7 +9,7 @@ class Slow:
     def __init__(self, fast):
         self._fast = fast
         self.added_tokens_decoder = fast.get_added_tokens_decoder()
-        self.all_special_ids = list(self.added_tokens_decoder)
+        self.all_special_ids = [i for i, token in self.added_tokens_decoder.items() if token.special]
         self.unk_token_id = next(
             (i for i, token in self.added_tokens_decoder.items() if "unk" in token.content.lower()), None
         )
