@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,20 +22,22 @@ def char_starts(data: bytes) -> Integers:
     return np.append(np.flatnonzero((array & 0xC0) != 0x80), len(data)).astype(np.int64)
 
 
-def tile(data: bytes, surfaces: Sequence[bytes], opens: Integers) -> tuple[Integers, Integers] | None:
+def tile(
+    data: bytes, surfaces: Sequence[bytes], opens: Callable[[], Integers]
+) -> tuple[Integers, Integers] | None:
     """Ranges of tokens whose bytes, joined, are the data, but for a space put before a part; else ``None``.
 
     Args:
         data: the text.
         surfaces: bytes of each token.
-        opens: tokens that a part of the text begins with, besides the first: those after an added token.
+        opens: says which tokens a part of the text begins with, besides the first.
     """
     joined = b"".join(surfaces)
     lengths = _lengths(surfaces)
     before = np.concatenate([[0], np.cumsum(lengths)])
     if joined == data:
         return before[:-1], before[1:]
-    bounds = [0, *opens.tolist(), len(surfaces)]
+    bounds = [0, *opens().tolist(), len(surfaces)]
     at, floors, shifts = 0, [], []
     for low, high in pairwise(before[bounds].tolist()):
         piece = joined[low:high]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -75,7 +74,7 @@ def byte_ranges(
         data = text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"text: expected valid Unicode, got a lone surrogate at {error.start}") from None
-    reader = Reader(tokenizer)
+    reader = Reader.of(tokenizer)
     if ids is None and encoding is None:
         made = reader.encode(text, add_special_tokens)
         ids, encoding = (None, made) if reader.fast else (made, None)
@@ -116,9 +115,8 @@ class _Job:
         """Ranges under the spelling that explains the text best."""
         schemes = plausible(self._ordinary()) if self.reader.scheme is None else [self.reader.scheme]
         spellings = [(scheme, self._read_text(scheme), self._surfaces(scheme)) for scheme in schemes]
-        opens = np.flatnonzero(self._where(self.reader.added.keys() | self.reader.special)[:-1]) + 1
         for _, text, surfaces in spellings:
-            cuts = _locate.tile(text.encode(), surfaces, opens)
+            cuts = _locate.tile(text.encode(), surfaces, self._opens)
             if cuts is not None:
                 return self._result(text, *cuts, True)
         known = self._known_places() if self.reader.fast else None
@@ -131,6 +129,11 @@ class _Job:
             found.append((exact, score, text, starts, ends))
         exact, _, text, starts, ends = max(found, key=lambda candidate: candidate[:2])
         return self._result(text, starts, ends, exact)
+
+    def _opens(self) -> Integers:
+        """Tokens after one that is added or special: parts of the text begin there."""
+        opens: Integers = np.flatnonzero(self._where(self.reader.added, self.reader.special)[:-1]) + 1
+        return opens
 
     def _read_text(self, scheme: Scheme) -> str:
         """The text with its own marks for spaces read as spaces, as the tokenizer does."""
@@ -156,9 +159,10 @@ class _Job:
             )
         return TokenBytes(self.ids, starts, ends, self.special, len(self.data), exact)
 
-    def _where(self, wanted: AbstractSet[int]) -> Booleans:
-        flags = {i: i in wanted for i in self.unique}
-        return np.fromiter(map(flags.__getitem__, self.order), np.bool_, len(self.order))
+    def _where(self, *wanted: Container[int]) -> Booleans:
+        """Tokens whose ids are in one of some sets."""
+        hits = [i for ids in wanted for i in self.unique if i in ids]
+        return np.isin(self.ids, hits) if hits else np.zeros(len(self.order), np.bool_)
 
     def _ordinary(self) -> list[str | bytes | None]:
         skipped = self.reader.special | self.reader.unknown | self.reader.added.keys()
@@ -166,13 +170,7 @@ class _Job:
 
     def _surfaces(self, scheme: Scheme) -> list[bytes]:
         """Bytes that each token stands for; empty for tokens that are not in the text."""
-        table = {}
-        for i, token in self.strings.items():
-            if i in self.reader.added:
-                content = self.reader.added[i]
-                table[i] = (content.replace(scheme.space, " ") if scheme.space else content).encode()
-            else:
-                table[i] = b"" if token is None else scheme.surface(token)
+        table = self.reader.surfaces(scheme, self.strings)
         surfaces = list(map(table.__getitem__, self.order))
         for n in np.flatnonzero(self.inserted).tolist():
             surfaces[n] = b""
@@ -242,7 +240,7 @@ class _Job:
             for low in range(len(self.order) - len(own) + 1):
                 if self.order[low : low + len(own)] == own:
                     return (places < low) | (places >= low + len(own))
-        known = np.flatnonzero(~self._where(self.reader.special | self.reader.padding))
+        known = np.flatnonzero(~self._where(self.reader.special, self.reader.padding))
         return (places < known[0]) | (places > known[-1]) if len(known) else places >= 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from mlot.align._scheme import Scheme, declared
+from mlot.align._scheme import PARTS, Scheme, declared
 
 #: Tokens that stand for no text, whatever else they are declared to be.
 _ROLES = ("bos", "eos", "sep", "cls", "mask")
+#: Readers of the fast tokenizers used last, by identity, each with the state that it has read.
+_READ: dict[int, tuple[Reader, Any]] = {}
+_REMEMBERED = 8
 
 
 class Reader:
@@ -26,10 +28,21 @@ class Reader:
         padding: the id among ``unknown`` that pads, too.
     """
 
+    @staticmethod
+    def of(tokenizer: Any) -> Reader:
+        """The reader of a tokenizer: the one made before, where nothing of a fast tokenizer has changed."""
+        reader, state = _READ.pop(id(tokenizer), (None, None))
+        if reader is None or reader.tokenizer is not tokenizer or state != reader.state():
+            reader = Reader(tokenizer)
+            state = reader.state()
+        if state is not None:
+            _READ[id(tokenizer)] = reader, state
+            while len(_READ) > _REMEMBERED:
+                _READ.pop(next(iter(_READ)))
+        return reader
+
     def __init__(self, tokenizer: Any) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None and hasattr(tokenizer, "id_to_token") and hasattr(tokenizer, "encode"):
-            backend = tokenizer
+        backend = _backend(tokenizer)
         if backend is None and not hasattr(tokenizer, "convert_ids_to_tokens"):
             raise TypeError(
                 "tokenizer: expected one of the tokenizers or transformers library, or an object with "
@@ -38,9 +51,8 @@ class Reader:
         self.tokenizer, self.backend = tokenizer, backend
         self.fast = backend is not None
         self.scheme: Scheme | None = None if backend is None else declared(backend)
-        declared_special = tuple(getattr(tokenizer, "all_special_ids", ()))
-        self.added, special = _remembered(tokenizer, backend, declared_special)
-        special = special.union(declared_special)
+        self.added, special = _added(tokenizer if backend is None else backend)
+        special |= set(getattr(tokenizer, "all_special_ids", ()))
         named = {i for i in special if "unk" in str(self.added.get(i, "")).lower()}
         unknown = self.role("unk")
         self.unknown: set[int] = named if unknown is None else named | {unknown}
@@ -48,6 +60,31 @@ class Reader:
         pad = self.role("pad")
         self.padding = self.unknown & {pad} if pad is not None else set()
         self.special = special - self.unknown
+        self._strings: dict[int, str | bytes | None] = {}
+        self._surfaces: dict[Scheme, dict[int, bytes]] = {}
+        # Where tokens that are added later would be.
+        last = max(self.added, default=0) + 1
+        self._later = () if backend is None else (backend.get_vocab_size(), last)
+
+    def state(self) -> Any:
+        """What differs once a fast tokenizer has been changed; ``None`` of what cannot tell."""
+        backend = _backend(self.tokenizer)
+        if backend is None:
+            return None
+        try:
+            parts = [
+                None if (part := getattr(backend, name, None)) is None else part.__getstate__()
+                for name in PARTS
+            ]
+        except Exception:  # tokenizers raises a bare Exception for parts written in Python
+            return None
+        return (
+            id(backend),
+            parts,
+            list(getattr(self.tokenizer, "all_special_ids", ())),
+            dict(getattr(self.tokenizer, "special_tokens_map", {})),
+            [backend.id_to_token(i) for i in self._later],
+        )
 
     def role(self, name: str) -> int | None:
         """Id of the token that is declared to be ``bos``, ``eos``, ``unk``, and so on."""
@@ -68,10 +105,26 @@ class Reader:
 
     def tokens(self, ids: Iterable[int]) -> list[str | bytes | None]:
         """Strings of some ids, ``None`` for ids that have none."""
-        if self.fast:
-            assert self.backend is not None
-            return [self.backend.id_to_token(i) for i in ids]
-        return list(self.tokenizer.convert_ids_to_tokens(list(ids)))
+        if self.backend is None:
+            return list(self.tokenizer.convert_ids_to_tokens(list(ids)))
+        wanted = list(ids)
+        for i in wanted:
+            if i not in self._strings:
+                self._strings[i] = self.backend.id_to_token(i)
+        return list(map(self._strings.__getitem__, wanted))
+
+    def surfaces(self, scheme: Scheme, tokens: Mapping[int, str | bytes | None]) -> dict[int, bytes]:
+        """Bytes that the tokens of some ids stand for."""
+        known = self._surfaces.setdefault(scheme, {}) if self.fast else {}
+        for i, token in tokens.items():
+            if i in known:
+                continue
+            if i in self.added:
+                content = self.added[i]
+                known[i] = (content.replace(scheme.space, " ") if scheme.space else content).encode()
+            else:
+                known[i] = b"" if token is None else scheme.surface(token)
+        return known
 
     def vocabulary(self) -> list[str]:
         """All ordinary tokens."""
@@ -79,21 +132,11 @@ class Reader:
         return [word for word, i in words.items() if i not in self.added and i not in self.special]
 
 
-#: Added tokens of wrappers that live, and what would tell that they have changed: some have thousands.
-_ADDED: WeakKeyDictionary[Any, tuple[Any, dict[int, str], set[int]]] = WeakKeyDictionary()
-
-
-def _remembered(tokenizer: Any, backend: Any, special: tuple[int, ...]) -> tuple[dict[int, str], set[int]]:
-    if backend is None or backend is tokenizer:
-        return _added(tokenizer)
-    state = (id(backend), backend.get_vocab_size(), special)
-    try:
-        known = _ADDED.get(tokenizer)
-        if known is None or known[0] != state:
-            known = _ADDED[tokenizer] = (state, *_added(backend))
-    except TypeError:  # it cannot be referred to weakly, or has no hash
-        return _added(backend)
-    return known[1:]
+def _backend(tokenizer: Any) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and hasattr(tokenizer, "id_to_token") and hasattr(tokenizer, "encode"):
+        return tokenizer
+    return backend
 
 
 def _added(tokenizer: Any) -> tuple[dict[int, str], set[int]]:

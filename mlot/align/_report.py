@@ -207,7 +207,7 @@ def _spellings(name: str, vocabulary: Any) -> set[bytes]:
     scheme = None
     words: list[Any] = [None]
     if hasattr(vocabulary, "get_vocab"):
-        reader = Reader(vocabulary)
+        reader = Reader.of(vocabulary)
         words, scheme = reader.vocabulary(), reader.scheme
     elif isinstance(vocabulary, Mapping | Iterable) and not isinstance(vocabulary, str | bytes):
         words = list(vocabulary)

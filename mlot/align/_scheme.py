@@ -14,6 +14,8 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
+#: Parts of a fast tokenizer that say how its tokens spell text.
+PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -56,7 +58,7 @@ class Scheme:
 def declared(backend: Any) -> Scheme | None:
     """Spelling that the parts of a fast tokenizer declare; ``None`` where they say nothing."""
     opaque, scheme = False, Scheme()
-    for name in ("normalizer", "pre_tokenizer", "decoder"):
+    for name in PARTS:
         part = getattr(backend, name, None)
         if part is None:
             continue

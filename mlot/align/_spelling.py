@@ -33,16 +33,9 @@ class Spelling:
         self.reader = reader
         tokens = _tokens(reader)
         self.scheme: Scheme = _tried(reader, tokens) if reader.scheme is None else reader.scheme
+        surfaces = reader.surfaces(self.scheme, dict(enumerate(tokens)))
         silent = reader.special | reader.unknown
-        self.strings = Strings.of(
-            [None if i in silent else self._bytes(i, token) for i, token in enumerate(tokens)]
-        )
-
-    def _bytes(self, i: int, token: str | bytes | None) -> bytes | None:
-        if i in self.reader.added:
-            content = self.reader.added[i]
-            return (content.replace(self.scheme.space, " ") if self.scheme.space else content).encode()
-        return None if token is None else self.scheme.surface(token)
+        self.strings = Strings.of([None if i in silent else surfaces[i] for i in range(len(tokens))])
 
     @cached_property
     def preference(self) -> Integers:

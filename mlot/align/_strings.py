@@ -50,7 +50,10 @@ class Strings:
     def lengths_of(self, ids: Integers) -> Integers:
         """Lengths of the strings of some ids, 0 for ids that there are not."""
         known = (ids >= 0) & (ids < len(self))
-        lengths: Integers = np.where(known, self.lengths[np.where(known, ids, 0)] if len(self) else 0, 0)
+        inside = np.where(known, ids, 0)
+        if not len(self):
+            return np.zeros_like(ids)
+        lengths: Integers = np.where(known, self.offsets[inside + 1] - self.offsets[inside], 0)
         return lengths
 
     def spell(self, ids: Integers, text: NDArray[np.uint8], starts: Integers, skip: Any = 0) -> Booleans:

@@ -94,7 +94,7 @@ class VocabularyMap:
             FileNotFoundError: there is no such folder.
             TypeError: an argument is of the wrong kind.
         """
-        readers = [Reader(each) for each in (student_tokenizer, teacher_tokenizer)]
+        readers = [Reader.of(each) for each in (student_tokenizer, teacher_tokenizer)]
         home = None if folder is None else _checks.path("folder", folder)
         if home is not None and not home.is_dir():
             raise FileNotFoundError(f"folder: expected an existing folder, got {str(home)!r}")
@@ -204,7 +204,7 @@ class VocabularyMap:
             ValueError: the file is damaged, no map, or that of other tokenizers.
         """
         wanted = [
-            None if each is None else _key(Reader(each)) for each in (student_tokenizer, teacher_tokenizer)
+            None if each is None else _key(Reader.of(each)) for each in (student_tokenizer, teacher_tokenizer)
         ]
         return VocabularyMap._read(_checks.path("path", path), wanted)
 
