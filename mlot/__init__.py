@@ -1,5 +1,6 @@
 """Optimal transport between the predictions of two language models with different tokenizers."""
 
+from mlot._result import Diagnostics, MultiLevelOTResult
 from mlot._selection import select
 from mlot._version import __version__
 from mlot.backends import Backend, BackendSpec, available_backends, get_backend, register_backend
@@ -7,11 +8,13 @@ from mlot.bounds import TruncationBounds, truncation_bounds
 from mlot.config import MultiLevelOTConfig
 from mlot.costs import sequence_cost, token_cost
 from mlot.divergences import had, sinkhorn_distance, sl, uld
-from mlot.losses import Diagnostics, MultiLevelOTResult, multi_level_ot
+from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.matching import assign, matching_gap
 from mlot.sources import LinearHead
+from mlot.targets import text_targets
 from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
+from mlot.text import TextPlan, TextPositions, TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 from mlot.transport import TransportResult, emd, sinkhorn
@@ -25,6 +28,9 @@ __all__ = [
     "MultiLevelOTResult",
     "MultiTeacherResult",
     "Teacher",
+    "TextPlan",
+    "TextPositions",
+    "TextTargets",
     "TopKLogprobs",
     "Traces",
     "TransportResult",
@@ -45,6 +51,7 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_distance",
     "sl",
+    "text_targets",
     "token_cost",
     "truncation_bounds",
     "uld",

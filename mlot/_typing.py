@@ -7,7 +7,8 @@ Array: TypeAlias = Any
 
 ArrayKind: TypeAlias = Literal["float", "integer", "bool", "other"]
 CostKind: TypeAlias = Literal["l1", "log"]
-Matching: TypeAlias = Literal["optimal", "greedy", "rank", "sinkhorn"]
+Matching: TypeAlias = Literal["optimal", "greedy", "rank", "sinkhorn", "text"]
 HardMatching: TypeAlias = Literal["optimal", "greedy", "rank"]
+Reading: TypeAlias = Literal["canonical", "longest"]
 Tail: TypeAlias = Literal["zero", "renormalize", "uniform"]
 Reduction: TypeAlias = Literal["none", "sum", "mean"]

@@ -20,8 +20,10 @@ class MultiLevelOTConfig:
     Args:
         k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank matching
             alone can pair.
-        matching: ``"optimal"`` (eq. 11), ``"greedy"``, ``"rank"`` (by mass, no assignment) or ``"sinkhorn"``,
-            a soft plan between the k heaviest columns of each model in place of the map.
+        matching: ``"optimal"`` (eq. 11), ``"greedy"``, ``"rank"`` (by mass, no assignment); ``"sinkhorn"``, a
+            soft plan between the k heaviest columns of each model in place of the map; or ``"text"``, the
+            plan that the bytes of the tokens give (see `mlot.text_targets`), where ``k`` is the number of
+            tokens that are listed at each position.
         pool: number of the student's heaviest columns that are candidates for a match; ``None`` means
             :math:`\max(8k, 256)`.
         temperature: of the token level.
@@ -61,9 +63,23 @@ class MultiLevelOTConfig:
     token_cost: CostKind = "l1"
     sequence_cost: CostKind = "l1"
 
+    @staticmethod
+    def paper() -> MultiLevelOTConfig:
+        """The paper's settings, which are the defaults."""
+        return MultiLevelOTConfig()
+
+    @staticmethod
+    def text() -> MultiLevelOTConfig:
+        r"""The plan from the text: the 256 likeliest tokens of each position, and :math:`\mathrm{SL}` alone.
+
+        With targets :math:`q` that do not depend on the student, SL is
+        :math:`\mathrm{KL}(q \| s)` up to a constant. `mlot.nn.MultiLevelOTLoss` weighs it by 1.
+        """
+        return MultiLevelOTConfig(k=256, matching="text", had_weight=0.0, sl_weight=1.0, sd_weight=0.0)
+
     def __post_init__(self) -> None:
         _checks.count("k", self.k, allow_none=True)
-        _checks.choice("matching", self.matching, ("optimal", "greedy", "rank", "sinkhorn"))
+        _checks.choice("matching", self.matching, ("optimal", "greedy", "rank", "sinkhorn", "text"))
         _checks.count("pool", self.pool, allow_none=True)
         if self.k is None and self.matching != "rank":
             raise ValueError(
@@ -74,6 +90,8 @@ class MultiLevelOTConfig:
         _checks.number("temperature", self.temperature)
         _checks.number("sequence_temperature", self.sequence_temperature)
         _checks.flag("standardize", self.standardize)
+        if self.standardize and self.matching == "text":
+            raise ValueError("standardize: expected False with matching='text', got True")
         for name in ("had_weight", "sl_weight", "sd_weight"):
             _checks.number(name, getattr(self, name), allow_zero=True)
         if self.had_weight == self.sl_weight == self.sd_weight == 0:

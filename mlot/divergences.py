@@ -222,6 +222,12 @@ def reduce_sums(sums: Array, counts: Array, reduction: Reduction, num_items: flo
     return sums.sum() / (counts.sum().clip(1) if num_items is None else num_items)
 
 
+def weighted(terms: tuple[tuple[float, Array], ...]) -> Array:
+    """Weighted sum; a weight of zero leaves a term out, even an infinite one."""
+    first, *others = (weight * value for weight, value in terms if weight != 0)
+    return sum(others, start=first)
+
+
 def check_reduction(reduction: Reduction, num_items: float | Array | None) -> None:
     _checks.choice("reduction", reduction, _REDUCTIONS)
     _arguments.num_items(num_items)

@@ -1,101 +1,21 @@
-"""MultiLevelOT: the loss and what it found on the way."""
+"""MultiLevelOT: the loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from mlot import _arguments, _checks
+from mlot._result import Evidence, MatchEvidence, MultiLevelOTResult
 from mlot._selection import select_columns
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
 from mlot.config import MultiLevelOTConfig, checked_config
-from mlot.divergences import check_reduction, reduce_sums, sequence_transport
-from mlot.matching import default_pool, matching_gap
+from mlot.divergences import check_reduction, reduce_sums, sequence_transport, weighted
+from mlot.matching import default_pool
 from mlot.sources import Source
+from mlot.targets import require_no_text, text_loss, text_sides
+from mlot.text import TextPositions
 from mlot.traces import Traces
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """How well a loss could be computed, one number for each sequence.
-
-    Attributes:
-        pairs: number of paired positions.
-        teacher_kept_mass: share of the teacher's probability that its kept columns carry, from 0 to 1.
-        student_kept_mass: the same for the student's matched columns.
-        matching_gap: bound on how far the matched cost is from the optimum over the whole vocabulary
-            (`mlot.matching_gap`); NaN where no such bound exists (other matchings than ``"optimal"`` with the
-            L1 cost).
-        marginal_error: L1 distance of the sequence-level plan's marginals from the uniform ones.
-    """
-
-    pairs: NDArray[np.float64]
-    teacher_kept_mass: NDArray[np.float64]
-    student_kept_mass: NDArray[np.float64]
-    matching_gap: NDArray[np.float64]
-    marginal_error: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class MultiLevelOTResult:
-    """Value of MultiLevelOT, its terms, and the columns behind it.
-
-    Attributes:
-        loss: weighted sum of the terms, reduced.
-        had: HAD (eq. 14), unweighted, reduced the same way.
-        sl: SL (eq. 16), unweighted, reduced the same way.
-        sd: Sinkhorn distance (eqs. 17-20), unweighted, reduced the same way.
-        teacher_columns: columns kept of the teacher, ``(B, k)``, heaviest first.
-        student_columns: the student's column matched with each, ``(B, k)``; with ``matching="sinkhorn"``, the
-            student's k heaviest.
-        plan: transport plan between positions, ``(B, T_t, T_s)``, or ``None`` unless asked for.
-        coupling: with ``matching="sinkhorn"``, the plan between columns scaled to rows of about 1,
-            ``(B, k, k)``.
-    """
-
-    loss: Array
-    had: Array
-    sl: Array
-    sd: Array
-    teacher_columns: Array
-    student_columns: Array
-    plan: Array | None = None
-    coupling: Array | None = None
-    _evidence: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def diagnostics(self) -> Diagnostics:
-        """Compute `Diagnostics`; this waits for the device and may solve assignments on the host."""
-        found = {name: np.asarray(_to_host(self._evidence, name), dtype=np.float64) for name in _HOST}
-        return Diagnostics(
-            found["pairs"],
-            _share(found["teacher_mass"].sum(axis=1), found["teacher_positions"]),
-            _share(found["student_mass"].sum(axis=1), found["student_positions"]),
-            self._gap(),
-            found["marginal_error"],
-        )
-
-    def _gap(self) -> NDArray[np.float64]:
-        gap = np.full(self.teacher_columns.shape[0], np.nan)
-        if "cost" not in self._evidence:
-            return gap
-        cost, index, log_probs, pairs, outside = (_to_host(self._evidence, name) for name in _GAP)
-        for n in range(len(gap)):
-            real = pairs[n, pairs[n, :, 1] >= 0]
-            teacher_mass = np.exp(log_probs[n, real[:, 1]].astype(np.float64)).sum(axis=0)
-            # A column's mass counts a position once; over the pairs it may count as often as that is paired.
-            repeats = np.bincount(real[:, 0]).max(initial=1)
-            gap[n] = matching_gap(
-                cost[n].astype(np.float64), index[n], teacher_mass, float(repeats * outside[n])
-            )
-        return gap
-
-
-_HOST = ("pairs", "teacher_mass", "student_mass", "teacher_positions", "student_positions", "marginal_error")
-_GAP = ("cost", "index", "teacher_log_probs", "pair_positions", "outside_mass")
 
 
 def multi_level_ot(
@@ -110,13 +30,17 @@ def multi_level_ot(
     num_items: float | Array | None = None,
     backend: str | None = None,
     return_plan: bool = False,
+    text: TextPositions | None = None,
 ) -> MultiLevelOTResult:
     r"""Multi-level optimal transport between the predictions of two models (eqs. 10-20).
 
     .. math:: \mathcal L = w_\mathrm{HAD}\,\mathrm{HAD} + \beta\,\mathrm{SL} + \gamma\,\mathrm{SD}
 
     The teacher's k heaviest columns of each sequence are selected and matched with columns of the student;
-    HAD and SL compare the matched traces at paired positions, SD transports whole positions.
+    HAD and SL compare the matched traces at paired positions, SD transports whole positions. With
+    ``matching="text"`` the teacher is carried over to the student's tokens instead (`text_targets`), and the
+    three terms are between these targets and the student: HAD and SL at every position that has a target,
+    over the listed tokens and one for the rest; SD on the k columns with the largest mass under the targets.
 
     Gradients flow to the student (and to the teacher, if it wants them) through every term, the truncated
     Sinkhorn included; the selected columns and the matching are constants. The gradient is the true one
@@ -126,7 +50,8 @@ def multi_level_ot(
         student: logits ``(B, T_s, V_s)``, a `LinearHead`, a `mlot.distributed.VocabShard`, or `Traces` of at
             least ``config.pool`` columns.
         teacher: logits ``(B, T_t, V_t)``, a `LinearHead`, a `mlot.distributed.VocabShard`,
-            `TopKLogprobs`, or `Traces` of at least ``config.k`` columns.
+            `TopKLogprobs`, or `Traces` of at least ``config.k`` columns; with ``matching="text"`` logits, a
+            `LinearHead`, `TopKLogprobs` or `TextTargets`.
         student_mask: positions whose prediction counts, ``(B, T_s)`` booleans (see `mask_from_labels`);
             ``None`` means all.
         teacher_mask: the same for the teacher, ``(B, T_t)``.
@@ -141,6 +66,8 @@ def multi_level_ot(
             accumulated or distributed batch.
         backend: name of a backend; ``None`` finds it from the type of the arrays.
         return_plan: keep the transport plan in the result.
+        text: with ``matching="text"``, where the student reads in the teacher's tokens; ``None`` if
+            ``teacher`` is `TextTargets` made before.
 
     Returns:
         `MultiLevelOTResult`. A sequence that has no pairs, or no valid position on one of the sides, adds
@@ -163,6 +90,12 @@ def multi_level_ot(
     check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
     _arguments.student_source("student", student)
+    if config.matching == "text":
+        xp, student, targets, student_mask = text_sides(
+            student, teacher, student_mask, teacher_mask, pairs, text, config, backend
+        )
+        return text_loss(xp, student, targets, student_mask, config, reduction, num_items, return_plan)
+    require_no_text(teacher, text)
     xp, student, teacher, student_mask, teacher_mask, pairs = _arguments.compared(
         student, teacher, student_mask, teacher_mask, pairs, backend
     )
@@ -198,10 +131,9 @@ def loss_of(
     num_items: float | Array | None,
     return_plan: bool,
 ) -> MultiLevelOTResult:
-    evidence: dict[str, Any] = {"xp": xp}
-    coupling = None
+    evidence, coupling = None, None
     if config.matching in ("optimal", "greedy"):
-        student = match(xp, student, teacher, pairs, config, evidence)
+        student, evidence = match(xp, student, teacher, pairs, config)
     if config.matching == "sinkhorn":
         coupling, had, sl = _soft_terms(xp, student, teacher, pairs, config)
     else:
@@ -218,14 +150,6 @@ def loss_of(
         coupling=coupling,
     )
     pair_counts, positions = xp.count_pairs(pairs), xp.count_positions(student.mask)
-    evidence.update(
-        pairs=pair_counts,
-        teacher_mass=teacher.column_mass,
-        student_mass=student.column_mass,
-        teacher_positions=xp.count_positions(teacher.mask),
-        student_positions=positions,
-        marginal_error=transport.marginal_error,
-    )
     had = reduce_sums(had, pair_counts, reduction, num_items)
     sl = reduce_sums(sl, pair_counts, reduction, num_items)
     sd = reduce_sums(sd, positions, reduction, num_items)
@@ -238,33 +162,34 @@ def loss_of(
         student.columns,
         transport.plan if return_plan else None,
         coupling,
-        {name: value if name == "xp" else xp.stop_gradient(value) for name, value in evidence.items()},
+        _evidence=Evidence(
+            xp,
+            pair_counts,
+            xp.stop_gradient(teacher.column_mass),
+            xp.stop_gradient(student.column_mass),
+            xp.count_positions(teacher.mask),
+            positions,
+            xp.stop_gradient(transport.marginal_error),
+            positions * float("nan"),
+            evidence,
+        ),
     )
 
 
 def match(
-    xp: Backend,
-    student: Traces,
-    teacher: Traces,
-    pairs: Array,
-    config: MultiLevelOTConfig,
-    evidence: dict[str, Any],
-) -> Traces:
+    xp: Backend, student: Traces, teacher: Traces, pairs: Array, config: MultiLevelOTConfig
+) -> tuple[Traces, MatchEvidence | None]:
     """Student traces with a column for each of the teacher's, chosen among the pooled ones."""
     fixed_student, fixed_teacher = student.map(xp.stop_gradient), teacher.map(xp.stop_gradient)
     cost = xp.token_cost(fixed_student, fixed_teacher, pairs, kind=config.token_cost, temperature=None)
     index = xp.assign(cost, method="greedy" if config.matching == "greedy" else "optimal")
+    evidence = None
     if config.matching == "optimal" and config.token_cost == "l1":
+        lightest = fixed_student.column_mass[:, -1]
         whole = student.k == student.vocab_size
-        lightest = student.column_mass[:, -1]
-        evidence.update(
-            cost=cost,
-            index=index,
-            teacher_log_probs=teacher.log_probs,
-            pair_positions=pairs,
-            outside_mass=lightest * 0 - np.inf if whole else lightest,
-        )
-    return xp.keep(student, index)
+        outside = lightest * 0 - np.inf if whole else lightest
+        evidence = MatchEvidence(cost, index, fixed_teacher.log_probs, pairs, outside)
+    return xp.keep(student, index), evidence
 
 
 def _soft_terms(
@@ -289,18 +214,3 @@ def _soft_terms(
         else xp.token_cost(student, teacher, pairs, kind="log", temperature=None)
     )
     return coupling, xp.inner(coupling, absolute), xp.inner(coupling, logarithmic)
-
-
-def weighted(terms: tuple[tuple[float, Array], ...]) -> Array:
-    """Weighted sum; a weight of zero leaves a term out, even an infinite one."""
-    first, *others = (weight * value for weight, value in terms if weight != 0)
-    return sum(others, start=first)
-
-
-def _to_host(evidence: dict[str, Any], name: str) -> NDArray[Any]:
-    value: NDArray[Any] = evidence["xp"].to_numpy(evidence[name])
-    return value
-
-
-def _share(mass: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(mass, positions, out=np.zeros_like(mass), where=positions > 0)

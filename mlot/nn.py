@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mlot import _arguments, _checks
 from mlot._composite import Composite
+from mlot._result import MultiLevelOTResult
 from mlot.backends import get_backend
 from mlot.backends.torch.ops import cross_entropy
 from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.divergences import uld
-from mlot.losses import MultiLevelOTResult, multi_level_ot
+from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.sources import LinearHead
 from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot

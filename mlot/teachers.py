@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlot import _arguments, _checks
+from mlot._result import MultiLevelOTResult
 from mlot._selection import select_columns
 from mlot._typing import Array, Reduction
 from mlot.backends.base import Backend
 from mlot.config import MultiLevelOTConfig, checked_config
-from mlot.divergences import check_reduction
-from mlot.losses import MultiLevelOTResult, columns_of, loss_of, traces_of, weighted
+from mlot.divergences import check_reduction, weighted
+from mlot.losses import columns_of, loss_of, traces_of
 from mlot.sources import Source
 from mlot.traces import Traces
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mlot import _checks
+from mlot._result import MultiLevelOTResult
 from mlot.align import batch_pairs
 from mlot.config import MultiLevelOTConfig, checked_config
-from mlot.losses import MultiLevelOTResult, multi_level_ot
+from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.nn import mean_cross_entropy
 
@@ -192,7 +193,7 @@ class MultiLevelOTLoss(nn.Module):
         self.last = {"loss": loss.detach(), "cross_entropy": nll.detach()}
         if ot is not None:
             self.last |= {name: getattr(ot, name).detach() for name in ("had", "sl", "sd")}
-            self.last["pairs"] = ot._evidence["pairs"].sum()
+            self.last["pairs"] = ot._evidence.pairs.sum()
         return loss
 
     def _transport(

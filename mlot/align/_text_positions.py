@@ -15,19 +15,10 @@ from mlot.align._segmentation import MAX_BORDER
 from mlot.align._strings import Strings
 from mlot.align._tokens import Booleans, Integers, TokenBytes, require_one_text
 from mlot.align._vocabulary_map import VocabularyMap
+from mlot.text import POSITION_FIELDS
 
 #: Columns of `text_positions`.
-TEXT_POSITION_FIELDS = (
-    "student",
-    "teacher",
-    "depth",
-    "start",
-    "low",
-    "high",
-    "borders",
-    "next",
-    "chain",
-)
+TEXT_POSITION_FIELDS = POSITION_FIELDS
 
 #: Why a position of the student has no target.
 UNSERVED_REASONS = {

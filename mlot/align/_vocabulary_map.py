@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlot import _checks
 from mlot._fingerprint import fingerprint
+from mlot._typing import Reading
 from mlot.align._map_file import read_arrays, write_arrays
 from mlot.align._reader import Reader
 from mlot.align._readings import Readings, readings
@@ -24,6 +25,7 @@ from mlot.align._roles import corresponding
 from mlot.align._spelling import Spelling
 from mlot.align._strings import Strings, prefix_ranges
 from mlot.align._tokens import Integers
+from mlot.text import TextPlan
 
 _FORMAT = "mlot.vocabulary_map.1"
 _SIDES = ("student", "teacher")
@@ -172,6 +174,29 @@ class VocabularyMap:
             student,
             teacher,
             fingerprints,
+        )
+
+    def plan(self, reading: Reading = "canonical") -> TextPlan:
+        """The plan between both vocabularies, as the loss reads it.
+
+        Args:
+            reading: ``"canonical"``: a teacher token is followed by what the student's own tokenization of it
+                has, and by the longest token where there is none; ``"longest"``: always by the longest.
+        """
+        first = self.longest[self.offsets[:-1]]
+        lengths = np.diff(self.offsets)
+        whole = (first >= 0) & (self.student_bytes.lengths_of(first.astype(np.int64)) == lengths)
+        return TextPlan(
+            self.order,
+            self.offsets,
+            self.longest,
+            self.canonical,
+            self.segmentation,
+            np.where(whole, first, -1),
+            self.roles,
+            self.student_vocab_size,
+            self.teacher_vocab_size,
+            reading,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mlot._arrays import ArrayOperations
 from mlot._typing import Array, CostKind, HardMatching
 from mlot.sources import Predictions
+from mlot.text import TextPositions, TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
@@ -185,6 +186,31 @@ class Backend(ArrayOperations):
         pairs: Array,
     ) -> Array:
         """L1 distance of the descending probabilities of the two full vocabularies, over the pairs."""
+
+    # -- the plan from the text --------------------------------------------------------------------------
+
+    def text_targets(
+        self,
+        teacher: Predictions | TopKLogprobs,
+        text: TextPositions,
+        student_mask: Array,
+        teacher_mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        min_served: float,
+    ) -> TextTargets:
+        """What the teacher says in the student's tokens; see `mlot.text_targets`. A constant."""
+        raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
+
+    def text_terms(
+        self, student: Predictions, targets: TextTargets, mask: Array, *, temperature: float
+    ) -> tuple[Array, Array, Array]:
+        """HAD, SL and the student's mass on the listed tokens, ``(B,)`` each, of positions with a target.
+
+        What is not listed counts as one token: its probability is the rest on either side.
+        """
+        raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
 
     @abstractmethod
     def inner(self, plan: Array, cost: Array) -> Array:

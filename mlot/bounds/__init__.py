@@ -14,8 +14,8 @@ from mlot._intervals import Floats, Intervals, certain, of_columns
 from mlot._typing import Array, Reduction
 from mlot.bounds._transport import value_bounds
 from mlot.config import MultiLevelOTConfig, checked_config
-from mlot.divergences import check_reduction, reduce_sums
-from mlot.losses import columns_of, match, traces_of, weighted
+from mlot.divergences import check_reduction, reduce_sums, weighted
+from mlot.losses import columns_of, match, traces_of
 from mlot.sources import Source
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
@@ -122,7 +122,7 @@ def truncation_bounds(
     k, pool = columns_of(config, student, teacher)
     pooled = traces_of(xp, student, student_mask, pool, config, "student").map(xp.stop_gradient)
     traces = traces_of(xp, teacher, teacher_mask, k, config, "teacher")
-    matched = pooled if config.matching == "rank" else match(xp, pooled, traces, pairs, config, {})
+    matched = pooled if config.matching == "rank" else match(xp, pooled, traces, pairs, config)[0]
     held = _on_host(xp, teacher)
     pooled, matched, traces = (
         each.map(lambda x: _float64(xp.to_numpy(x))) for each in (pooled, matched, traces)

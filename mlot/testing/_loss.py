@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import mlot
+from mlot._result import MultiLevelOTResult
 from mlot._typing import Array, CostKind, Matching
 from mlot.config import MultiLevelOTConfig
-from mlot.losses import MultiLevelOTResult
 from mlot.testing import _oracle as oracle
 from mlot.testing._matching import excess, truth_scale
 from mlot.testing._oracle import Floats, Integers

@@ -148,7 +148,7 @@ def test_nothing_of_the_graph_is_kept(tmp_path):
     trainer = make_trainer(tmp_path, logging_steps=100)
     trainer.train()
     for result, _ in trainer._running._results:
-        held = [result.loss, result.had, result.sl, result.sd, *result._evidence.values()]
+        held = [result.loss, result.had, result.sl, result.sd, *vars(result._evidence).values()]
         assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in held)
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot._intervals import rounding
 from mlot._typing import ArrayKind, CostKind, HardMatching
 from mlot.backends.base import Backend, Transport
 from mlot.backends.numpy import equations as eq
+from mlot.backends.numpy import text as numpy_text
 from mlot.backends.numpy.equations import Floats, Integers
-from mlot.backends.numpy.topk import log_distributions
+from mlot.backends.numpy.topk import log_distribution, log_distributions
 from mlot.sources import LinearHead, Predictions
+from mlot.text import TextPositions, TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
@@ -281,6 +284,68 @@ class NumpyBackend(Backend):
             t = np.exp(eq.log_probabilities(_logits(teacher, n, j), 1.0))
             result[n] = eq.uld(s, t)
         return result
+
+    # -- the plan from the text --------------------------------------------------------------------------
+
+    def text_targets(
+        self,
+        teacher: Predictions | TopKLogprobs,
+        text: TextPositions,
+        student_mask: Mask,
+        teacher_mask: Mask,
+        *,
+        k: int,
+        temperature: float,
+        min_served: float,
+    ) -> TextTargets:
+        plan, shape = text.plan, student_mask.shape
+        k = min(k, plan.student_vocab_size)
+        ids, log_probs = np.full((*shape, k), -1), np.full((*shape, k), -np.inf)
+        rest, served = np.zeros((2, *shape))
+        for n, position in numpy_text.positions(text.rows, student_mask, teacher_mask):
+            i, j = position.student, position.teacher
+            probabilities, missing = zip(
+                *(self._distribution(teacher, n, j + m, temperature) for m in range(position.chain)),
+                strict=True,
+            )
+            tokens = text.teacher_ids[n, j + 1 : j + 1 + position.chain].tolist()
+            chain = np.prod([t[token] for t, token in zip(probabilities, tokens, strict=False)])
+            first = tokens[0] if tokens else -1
+            mass, there = numpy_text.carried(probabilities[0], position, first, float(chain), plan)
+            share = mass.sum() / (there + missing[0]) if mass.sum() > 0 else 0.0
+            if 0 < share >= min_served:
+                served[n, i] = share
+                ids[n, i], log_probs[n, i], rest[n, i] = numpy_text.likeliest(mass / mass.sum(), k)
+        return TextTargets(ids, log_probs, rest, served, plan.student_vocab_size, temperature)
+
+    def _distribution(
+        self, source: Predictions | TopKLogprobs, n: int, j: int, temperature: float
+    ) -> tuple[Floats, float]:
+        """Probabilities at a position, and the mass of tokens that are not known."""
+        if isinstance(source, TopKLogprobs):
+            listed = np.zeros(source.shape[2])
+            ids = source.ids[n, j][source.ids[n, j] >= 0]
+            listed[ids] = np.exp(log_distribution(source, n, j, temperature)[0][ids])
+            missing = max(1 - float(listed.sum()), 0.0)
+            return listed, 0.0 if missing <= rounding(float(np.finfo(source.logprobs.dtype).eps)) else missing
+        return np.exp(eq.log_probabilities(_logits(source, n, slice(j, j + 1)), temperature))[0], 0.0
+
+    def text_terms(
+        self, student: Predictions, targets: TextTargets, mask: Mask, *, temperature: float
+    ) -> tuple[Floats, Floats, Floats]:
+        had, sl, listed = np.zeros((3, len(mask)))
+        for n, i in np.argwhere(mask & (targets.served > 0)).tolist():
+            log_s = eq.log_probabilities(_logits(student, n, slice(i, i + 1)), temperature)[0]
+            ids = targets.ids[n, i][targets.ids[n, i] >= 0]
+            log_q = _float64(targets.log_probs[n, i])[targets.ids[n, i] >= 0]
+            # What is not listed counts as one token.
+            log_rest = np.logaddexp.reduce(np.delete(log_s, ids), initial=-np.inf)
+            t = np.append(np.exp(log_q), targets.rest[n, i])[None]
+            s = np.append(log_s[ids], log_rest)[None]
+            had[n] += eq.had(np.exp(s), t)
+            sl[n] += eq.sl(s, t)
+            listed[n] += np.exp(log_s[ids]).sum()
+        return had, sl, listed
 
     def inner(self, plan: Floats, cost: Floats) -> Floats:
         terms = eq.times(plan, cost)

@@ -21,12 +21,14 @@ from mlot.backends.base import Backend, Transport
 from mlot.backends.torch import ops as torch_ops
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch import select as torch_select
+from mlot.backends.torch import text as torch_text
 from mlot.backends.torch import topk as torch_topk
 from mlot.backends.torch.costs import PairwiseL1, log_cost
 from mlot.backends.torch.rows import Kind, compute_dtype
 from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan
 from mlot.backends.torch.uld import Uld
 from mlot.sources import Predictions
+from mlot.text import TextPositions, TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
@@ -310,6 +312,32 @@ class TorchBackend(Backend):
             kinds[0].forget(), kinds[1].forget(), valid, index, *tensors
         )
         return distances.new_zeros(len(pairs)).index_add(0, b, distances)
+
+    # -- the plan from the text --------------------------------------------------------------------------
+
+    @_full_precision
+    def text_targets(
+        self,
+        teacher: Predictions | TopKLogprobs,
+        text: TextPositions,
+        student_mask: Tensor,
+        teacher_mask: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        min_served: float,
+    ) -> TextTargets:
+        return torch_text.text_targets(
+            teacher, text, student_mask, teacher_mask, k=k, temperature=temperature, min_served=min_served
+        )
+
+    @_full_precision
+    def text_terms(
+        self, student: Predictions, targets: TextTargets, mask: Tensor, *, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        counts = mask & (targets.served > 0)
+        log_probs = torch_ops.log_probs_at(student, targets.ids, counts, temperature)
+        return torch_text.text_terms(log_probs, targets, counts)
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
         return (plan * cost.masked_fill(plan == 0, 0)).flatten(1).sum(1)

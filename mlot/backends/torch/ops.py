@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mlot._composite import Composite
-from mlot.backends.torch import cross_entropy as torch_cross_entropy
+from mlot.backends.torch import gather as torch_gather
 from mlot.backends.torch import select as torch_select
 from mlot.backends.torch.rows import Kind, RowSource, compute_dtype
 from mlot.backends.torch.select import Scan, Settings
@@ -42,21 +42,29 @@ def take(kind: Kind, columns: Tensor, mask: Tensor, found: Scan, settings: Setti
     return taken
 
 
+def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities ``(B, T, K)`` of listed tokens, -1 standing for none, with gradients for the source.
+
+    Minus infinity where no token is listed, or the mask is false.
+    """
+    kind = Kind(source)  # type: ignore[arg-type]
+    with torch.autocast(device_type=mask.device.type, enabled=False):
+        if not torch.compiler.is_compiling():
+            result: Tensor = torch_gather.LogProbsAt.apply(  # type: ignore[no-untyped-call]
+                kind.forget(), ids, mask, temperature, *kind.tensors
+            )
+            return result
+        log_probs: Tensor = _log_probs_at(*_flat(kind), ids, mask, temperature)
+        return log_probs
+
+
 def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> Tensor:
     """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
     if isinstance(source, Composite) and source._scores:
         own: Tensor = source._cross_entropy(targets, mask)
         return own
-    kind = Kind(source)  # type: ignore[arg-type]
-    with torch.autocast(device_type=mask.device.type, enabled=False):
-        targets = targets.masked_fill(~mask, 0)
-        if not torch.compiler.is_compiling():
-            result: Tensor = torch_cross_entropy.CrossEntropy.apply(  # type: ignore[no-untyped-call]
-                kind.forget(), targets, mask, *kind.tensors
-            )
-            return result
-        losses: Tensor = _cross_entropy(*_flat(kind), targets, mask)
-        return losses
+    log_probs = log_probs_at(source, targets.masked_fill(~mask, 0)[..., None], mask, 1.0)
+    return -log_probs.squeeze(-1).masked_fill(~mask, 0)
 
 
 # -- sources as flat arguments ---------------------------------------------------------------------------
@@ -258,62 +266,67 @@ def _take_gradients(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...
 
 _take.register_autograd(_take_gradients, setup_context=_take_context)
 
-# -- cross-entropy ---------------------------------------------------------------------------------------
+# -- listed tokens ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mlot::cross_entropy", mutates_args=())
-def _cross_entropy(
+@torch.library.custom_op("mlot::log_probs_at", mutates_args=())
+def _log_probs_at(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     softcap: float | None,
     head_scale: float | None,
-    targets: Tensor,
+    ids: Tensor,
     mask: Tensor,
+    temperature: float,
 ) -> Tensor:
-    return torch_cross_entropy.losses(_rows(first, weight, bias, softcap, head_scale), targets, mask)
+    rows = _rows(first, weight, bias, softcap, head_scale)
+    return torch_gather.log_probs_at(rows, ids, mask, temperature)
 
 
-@_cross_entropy.register_fake
-def _(first, weight, bias, softcap, head_scale, targets, mask):  # type: ignore[no-untyped-def]
-    return first.new_empty(mask.shape, dtype=_vocabulary(first, weight)[1])
+@_log_probs_at.register_fake
+def _(first, weight, bias, softcap, head_scale, ids, mask, temperature):  # type: ignore[no-untyped-def]
+    return first.new_empty(ids.shape, dtype=_vocabulary(first, weight)[1])
 
 
-@torch.library.custom_op("mlot::cross_entropy_backward", mutates_args=())
-def _cross_entropy_backward(
+@torch.library.custom_op("mlot::log_probs_at_backward", mutates_args=())
+def _log_probs_at_backward(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     softcap: float | None,
     head_scale: float | None,
-    targets: Tensor,
+    ids: Tensor,
     mask: Tensor,
+    temperature: float,
     bar: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    rows = _rows(first, weight, bias, softcap, head_scale)
-    return _three(torch_cross_entropy.losses_back(rows, _wanted(weight, wanted), targets, mask, bar), first)
+    rows, needed = _rows(first, weight, bias, softcap, head_scale), _wanted(weight, wanted)
+    return _three(torch_gather.log_probs_at_back(rows, needed, ids, mask, temperature, bar), first)
 
 
-@_cross_entropy_backward.register_fake
+@_log_probs_at_backward.register_fake
 def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
     return _fake_gradients(first, weight, bias, rest[-1])
 
 
-def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, *head, targets, mask = inputs
-    ctx.save_for_backward(first, weight, bias, targets, mask)
-    ctx.head = head
+def _log_probs_at_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first, weight, bias, *head, ids, mask, temperature = inputs
+    ctx.save_for_backward(first, weight, bias, ids, mask)
+    ctx.head, ctx.temperature = head, temperature
 
 
-def _cross_entropy_gradients(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-    first, weight, bias, targets, mask = ctx.saved_tensors
+def _log_probs_at_gradients(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
+    first, weight, bias, ids, mask = ctx.saved_tensors
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
-    gradients = _cross_entropy_backward(first, weight, bias, *ctx.head, targets, mask, bar, wanted)
-    return (*_given(gradients, wanted), *(None,) * 4)
+    gradients = _log_probs_at_backward(
+        first, weight, bias, *ctx.head, ids, mask, ctx.temperature, bar, wanted
+    )
+    return (*_given(gradients, wanted), *(None,) * 5)
 
 
-_cross_entropy.register_autograd(_cross_entropy_gradients, setup_context=_cross_entropy_context)
+_log_probs_at.register_autograd(_log_probs_at_gradients, setup_context=_log_probs_at_context)
 
 # -- the assignment --------------------------------------------------------------------------------------
 

@@ -51,6 +51,17 @@ def select(
     )
 
 
+def tempered(source: TopKLogprobs, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and log-probabilities at a temperature, ``(B, T, K)``, and what all others have, ``(B, T)``."""
+    here = source.ids >= 0
+    logs = source.logprobs.to(compute_dtype(source.logprobs.dtype)).masked_fill(~here, -torch.inf)
+    missing, absent = _missing(source, logs, here)
+    log_probs = source.temperature / temperature * logs
+    log_probs -= _normalizer(source, logs, missing, absent, temperature)[..., None]
+    rest = (1 - log_probs.double().exp().sum(-1)).to(logs.dtype).clamp_(min=0)
+    return source.ids.long(), log_probs, rest.masked_fill(missing == 0, 0)
+
+
 def _missing(source: TopKLogprobs, logs: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
     """Mass that is missing at each position, and the number of absent columns, infinite if not known."""
     missing = (1 - logs.double().exp().sum(-1)).to(logs.dtype)  # a small difference of large numbers

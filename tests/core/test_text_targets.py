@@ -1,0 +1,139 @@
+"""Targets of the text's plan against their definition, and what must hold of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mlot
+from mlot.align import TokenBytes, VocabularyMap, text_positions
+from text_cases import text_problems
+
+
+def made(problem, backend="numpy", k=None, **settings):
+    logits, text, mask = problem.logits, problem.positions, problem.mask
+    if backend == "torch":
+        logits, mask = torch.from_numpy(logits), torch.from_numpy(mask)
+        rows, ids = torch.from_numpy(text.rows), torch.from_numpy(text.teacher_ids)
+        text = mlot.TextPositions(rows, ids, text.plan)
+    k = max(len(problem.mine), 1) if k is None else k
+    targets = mlot.text_targets(logits, text, student_mask=mask, k=k, **settings)
+    return targets if backend == "numpy" else targets.map(lambda x: x.numpy())
+
+
+def dense(targets):
+    """Probabilities ``(T, V_s)`` of the first sequence."""
+    _, length, vocabulary = targets.shape
+    q = np.zeros((length, vocabulary))
+    for i, j in np.argwhere(targets.ids[0] >= 0):
+        q[i, targets.ids[0, i, j]] += np.exp(targets.log_probs[0, i, j])
+    return q
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@given(problem=text_problems())
+def test_targets_by_their_definition(backend, problem):
+    targets = made(problem, backend)
+    expected = problem.targets()
+    q = dense(targets)
+    assert set(np.flatnonzero(targets.served[0] > 0)) == set(expected)
+    for i, (probabilities, served) in expected.items():
+        np.testing.assert_allclose(q[i], probabilities, rtol=0, atol=1e-12)
+        assert targets.served[0, i] == pytest.approx(served, abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@given(problem=text_problems(), k=st.integers(1, 4))
+def test_what_is_not_listed_is_kept_as_a_rest(backend, problem, k):
+    whole, cut = made(problem, backend), made(problem, backend, k=k)
+    served = whole.served > 0
+    np.testing.assert_array_equal(served, cut.served > 0)
+    mass = np.exp(cut.log_probs).sum(-1) + cut.rest
+    np.testing.assert_allclose(mass[served], 1, atol=1e-12)
+    np.testing.assert_allclose(cut.log_probs, whole.log_probs[..., : cut.k], atol=1e-12)
+    assert (np.diff(np.exp(cut.log_probs)) <= 1e-15).all()  # likeliest first
+
+
+@given(problem=text_problems(framed=False), temperature=st.sampled_from([0.5, 1.0, 2.0]))
+def test_both_backends_agree_at_any_temperature(problem, temperature):
+    ours, theirs = (made(problem, backend, temperature=temperature) for backend in ("numpy", "torch"))
+    np.testing.assert_allclose(dense(ours), dense(theirs), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours.served, theirs.served, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@given(problem=text_problems(framed=False), k=st.integers(1, 6))
+def test_a_served_teacher_bounds_the_whole_one(backend, problem, k):
+    """Its missing mass counts as not carried over, and may be anywhere."""
+    log_probs = problem.logits - np.logaddexp.reduce(problem.logits, axis=-1, keepdims=True)
+    k = min(k, log_probs.shape[-1])
+    ids = np.argsort(-log_probs, axis=-1)[..., :k]
+    listed = mlot.TopKLogprobs(ids, np.take_along_axis(log_probs, ids, -1), vocab_size=log_probs.shape[-1])
+    if backend == "torch":
+        listed = listed.map(torch.from_numpy)
+    whole, problem.logits = made(problem), listed
+    text = problem.positions
+    if backend == "torch":
+        text = mlot.TextPositions(torch.from_numpy(text.rows), torch.from_numpy(text.teacher_ids), text.plan)
+    mask = problem.mask if backend == "numpy" else torch.from_numpy(problem.mask)
+    size = max(len(problem.mine), 1)
+    some = mlot.text_targets(listed, text, student_mask=mask, k=size, min_served=0.0)
+    some = some if backend == "numpy" else some.map(lambda x: x.numpy())
+    assert (some.served[whole.served > 0] <= whole.served[whole.served > 0] + 1e-12).all()
+    if k == log_probs.shape[-1]:
+        np.testing.assert_allclose(
+            dense(some)[whole.served[0] > 0], dense(whole)[whole.served[0] > 0], atol=1e-9
+        )
+
+
+def _characters(text):
+    n = len(text)
+    return TokenBytes(
+        [0, *(1 + b for b in text), 0],
+        [0, *range(n), n],
+        [0, *range(1, n + 1), n],
+        [True, *[False] * n, True],
+        n,
+    )
+
+
+@given(problem=text_problems(framed=False))
+def test_a_student_of_bytes_gets_the_next_byte(problem):
+    """Inside a token of the teacher it is the teacher's exact distribution over what can follow."""
+    mine = [None, *(bytes([b]) for b in range(256))]
+    vocabulary = VocabularyMap.from_bytes(mine, problem.others, tokenize=lambda word: [1 + b for b in word])
+    student = _characters(problem.text)
+    rows = text_positions(student, problem.teacher, problem.text, vocabulary)
+    text = mlot.TextPositions(rows[None], problem.teacher.ids[None], vocabulary.plan())
+    targets = mlot.text_targets(problem.logits, text, student_mask=np.ones((1, len(student)), bool), k=257)
+    q = dense(targets)
+    t = np.exp(problem.logits[0] - np.logaddexp.reduce(problem.logits[0], axis=1, keepdims=True))
+    assert len(rows) >= len(problem.text)
+    for i, j, depth, *_ in rows.tolist():
+        c = b"" if depth == 0 else problem.others[problem.teacher.ids[j + 1]][:depth]
+        byte = np.zeros(257)
+        for v, word in enumerate(problem.others):
+            if word and word.startswith(c) and word != c:
+                byte[1 + word[depth]] += t[j, v]
+        if byte.sum() > 0.02:
+            np.testing.assert_allclose(q[i], byte / byte.sum(), atol=1e-12)
+
+
+@given(problem=text_problems(framed=False))
+def test_equal_tokenizers_give_the_teacher_itself(problem):
+    others, teacher = problem.others, problem.teacher
+    vocabulary = VocabularyMap.from_bytes(others, others, roles=[(1, 1)])
+    rows = text_positions(teacher, teacher, problem.text, vocabulary)
+    text = mlot.TextPositions(rows[None], teacher.ids[None], vocabulary.plan())
+    mask = np.ones((1, len(teacher)), bool)
+    targets = mlot.text_targets(problem.logits, text, student_mask=mask, k=len(others))
+    spells = np.array([bool(word) for word in others])
+    spells[1] = True
+    t = np.exp(problem.logits[0]) * spells
+    t /= t.sum(axis=1, keepdims=True)
+    assert rows[:, 0].tolist() == list(range(len(teacher) - 1))
+    np.testing.assert_allclose(dense(targets)[:-1], t[:-1], atol=1e-12)
+    np.testing.assert_allclose(targets.served[0, :-1], 1)
