@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mlot._arrays import ArrayOperations
-from mlot._composite import Composite
+from mlot._composite import Composite, arrays_of
 from mlot._typing import Array
 from mlot.traces import Traces
 
-__all__ = ["LinearHead", "Predictions", "Source"]
+__all__ = ["LinearHead", "Predictions", "Source", "arrays_of"]
 
 
 @dataclass(frozen=True, eq=False)
