@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlot._hf.render import Rendered
-from mlot.align import TokenBytes, byte_ranges, pairs
+from mlot.align import (
+    TEXT_POSITION_FIELDS,
+    TokenBytes,
+    VocabularyMap,
+    byte_ranges,
+    pairs,
+    text_positions,
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,14 @@ class Span:
         closing: position after the tokens that end it and are learnt with it; ``last`` where there are none.
         ranges: bytes of the target that its tokens cover, with the token before, which has read none of them,
             if there is one, and one token that ends it, if that comes next.
+        text: bytes of the target.
     """
 
     first: int
     last: int
     closing: int
     ranges: TokenBytes
+    text: bytes
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | N
             total=high - low,
             exact=whole.exact,
         )
-        spans.append(Span(first + offset, last + offset, closing + offset, ranges))
+        spans.append(Span(first + offset, last + offset, closing + offset, ranges, data[low:high]))
     return Tokens(ids, tuple(spans))
 
 
@@ -125,9 +135,32 @@ def common_positions(student: Tokens, teacher: Tokens) -> NDArray[np.int64]:
     """Positions ``(P, 2)`` at which both models have read the same bytes of the same target."""
     found = [np.zeros((0, 2), np.int64)]
     for one, other in zip(student.spans, teacher.spans, strict=True):
-        offset = [one.first - (one.first > 0), other.first - (other.first > 0)]
-        found.append(pairs(one.ranges, other.ranges) + np.array(offset))
+        found.append(pairs(one.ranges, other.ranges) + np.array(_offsets(one, other)))
     return np.concatenate(found)
+
+
+def common_text_positions(
+    student: Tokens, teacher: Tokens, vocabulary: VocabularyMap
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """What the teacher says at each of the student's positions in the targets.
+
+    Returns:
+        ``(P, 9)`` rows as `mlot.align.text_positions` makes them, in the positions of the examples, and the
+        number of positions without one by reason.
+    """
+    found = [np.zeros((0, len(TEXT_POSITION_FIELDS)), np.int64)]
+    reasons: Counter[str] = Counter()
+    for one, other in zip(student.spans, teacher.spans, strict=True):
+        rows, counts = text_positions(one.ranges, other.ranges, one.text, vocabulary, return_counts=True)
+        rows[:, :2] += _offsets(one, other)
+        found.append(rows)
+        reasons.update(counts)
+    return np.concatenate(found), dict(reasons)
+
+
+def _offsets(one: Span, other: Span) -> list[int]:
+    """Positions of the tokens that the ranges of two targets begin with."""
+    return [one.first - (one.first > 0), other.first - (other.first > 0)]
 
 
 def _encode(tokenizer: Any, text: str) -> TokenBytes:

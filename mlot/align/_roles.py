@@ -24,25 +24,29 @@ def corresponding(student: Reader, teacher: Reader) -> list[tuple[int, int]]:
 
     The end of a turn to the end of a turn, as the chat templates write it, the end of a text to the end of a
     text, then by what the tokenizers declare, then by name. Where one token of the teacher ends both, it
-    corresponds to the student's eos.
+    corresponds to what ends a turn in the student's chat template, or without one to its eos.
 
     Returns:
         ``(teacher id, student id)``, each teacher id once, sorted.
     """
     (turn, text), (teacher_turn, teacher_text) = _ends(student), _ends(teacher)
     rows = [(teacher_turn, turn), (teacher_text, text)]
-    if teacher_turn == teacher_text:
+    if teacher_turn == teacher_text and _after_a_turn(student) is None:
         rows.insert(0, (teacher_text, student.role("eos")))
     rows.append((teacher.role("eos"), student.role("eos")))
     # An end is the counterpart of ends alone, though it may also be what starts or pads.
     rows += [row for row in _declared(student, teacher) if row[1] not in (turn, text)]
-    names = {name: i for i, name in student.added.items() if i in student.special}
+    names = _special(student)
     rows += [(i, names.get(teacher.added.get(i, ""))) for i in sorted(teacher.special)]
     chosen: dict[int, int] = {}
     for one, other in rows:
         if one is not None and other is not None:
             chosen.setdefault(one, other)
     return sorted(chosen.items())
+
+
+def _special(reader: Reader) -> dict[str, int]:
+    return {name: i for i, name in reader.added.items() if i in reader.special}
 
 
 def _declared(student: Reader, teacher: Reader) -> list[tuple[int | None, int | None]]:
@@ -52,8 +56,8 @@ def _declared(student: Reader, teacher: Reader) -> list[tuple[int | None, int | 
 def _ends(reader: Reader) -> tuple[int | None, int | None]:
     """Tokens that end a turn and a text, the same one where there is but one; ``None``: there is none."""
     eos = reader.role("eos")
-    names = {name: i for i, name in reader.added.items() if i in reader.special}
-    turn = _after_a_turn(reader, names)
+    names = _special(reader)
+    turn = _after_a_turn(reader)
     if turn is None:
         turn = next((names[name] for name in _TURN_ENDS if name in names), eos)
     named = (names[name] for name in _TEXT_ENDS if name in names)
@@ -61,7 +65,7 @@ def _ends(reader: Reader) -> tuple[int | None, int | None]:
     return turn, text
 
 
-def _after_a_turn(reader: Reader, names: dict[str, int]) -> int | None:
+def _after_a_turn(reader: Reader) -> int | None:
     """The special token that a chat template puts after what the assistant says."""
     apply = getattr(reader.tokenizer, "apply_chat_template", None)
     if apply is None or getattr(reader.tokenizer, "chat_template", None) is None:
@@ -71,6 +75,7 @@ def _after_a_turn(reader: Reader, names: dict[str, int]) -> int | None:
         after = str(apply(said, tokenize=False)).partition(_MARK)[2].lstrip()
     except Exception:  # templates raise what they like, and without jinja2 there are none
         return None
+    names = _special(reader)
     return next(
         (names[name] for name in sorted(names, key=len, reverse=True) if after.startswith(name)), None
     )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mlot._hf.tokens import Tokens, common_positions
+from mlot._hf.tokens import Tokens, common_positions, common_text_positions
+from mlot.align import TEXT_POSITION_FIELDS, VocabularyMap
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ class Pair:
         kept, teacher_kept = (fits[-1] + 1).tolist() if len(fits) else (0, 0)
         # The last position that is left predicts nothing.
         return Pair(student, teacher, kept, teacher_kept, fits[:-1])
+
+    def text_positions(
+        self, vocabulary: VocabularyMap
+    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], dict[str, int]]:
+        """What the teacher says at each of the student's positions that are kept, and why not at others.
+
+        Returns:
+            ``(P, 9)`` rows as `mlot.align.text_positions` makes them, and the number of positions in the
+            targets, cut or not, that have none, by reason.
+        """
+        rows, reasons = common_text_positions(self.student, self.teacher, vocabulary)
+        teacher, chain = (TEXT_POSITION_FIELDS.index(name) for name in ("teacher", "chain"))
+        kept = (rows[:, 0] + 1 < self.length) & (rows[:, teacher] + rows[:, chain] < self.teacher_length)
+        return rows[kept], reasons
 
     def as_dict(self, *, with_pairs: bool) -> dict[str, Any]:
         """The columns of a prepared example."""
