@@ -51,8 +51,16 @@ class Composite:
         """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
         raise NotImplementedError
 
-    def _select(self, mask: Array, **settings: Any) -> Any:
-        """Traces of this, where ``_selects`` says so; settings are those of a backend's ``select``."""
+    def _select(
+        self,
+        mask: Array,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Any:
+        """Traces of the heaviest columns, where ``_selects`` says that the backend does not select them."""
         raise NotImplementedError
 
     def _check_mask(self, xp: ArrayOperations, name: str, mask: Array, of: str) -> None:

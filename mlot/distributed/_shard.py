@@ -204,9 +204,17 @@ class VocabShard(Composite):
         if xp.name != "torch":
             raise TypeError(f"{name}: a VocabShard needs the torch backend, got backend {xp.name!r}")
 
-    def _select(self, mask: Any, **settings: Any) -> Traces:
-        k = settings.pop("k")
-        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, Settings(**settings))
+    def _select(
+        self,
+        mask: Any,
+        *,
+        k: int,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+        standardize: bool,
+    ) -> Traces:
+        settings = Settings(temperature, extra_temperatures, standardize)
+        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
         return traces
 
     def _cross_entropy(self, targets: Tensor, mask: Tensor) -> Tensor:
