@@ -17,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev
 	touch $(STAMP)
 
-demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for about a minute.
-	$(BIN)/python -m mlot.distill $(ARGS)
+demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for about a minute. A finished run is replaced, a stopped one is not.
+	$(BIN)/python -m mlot.distill $(if $(wildcard distill-output/unfinished),,--overwrite) $(ARGS)
 
 test: $(STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)

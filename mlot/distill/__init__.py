@@ -4,20 +4,27 @@
 one's own scripts, too.
 """
 
+from importlib import import_module
+from typing import Any
+
 from mlot._needed import HF_PACKAGES, require_packages
 
 require_packages(__name__, "demo", (*HF_PACKAGES, "matplotlib>=3.9", "jinja2>=3.1", "rich>=13"))
 
-from mlot.distill.errors import DistillError  # noqa: E402
-from mlot.distill.evaluation import Score, difference_interval, evaluate_bits  # noqa: E402
-from mlot.distill.pieces import Examples, Piece, make_pieces  # noqa: E402
+#: Where public names come from; imported when they are asked for, since the command starts without them.
+_MODULES = {
+    "DistillError": "errors",
+    "Examples": "pieces",
+    "Piece": "pieces",
+    "Score": "evaluation",
+    "difference_interval": "evaluation",
+    "evaluate_bits": "evaluation",
+    "make_pieces": "pieces",
+}
+__all__ = [*_MODULES]
 
-__all__ = [
-    "DistillError",
-    "Examples",
-    "Piece",
-    "Score",
-    "difference_interval",
-    "evaluate_bits",
-    "make_pieces",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any, get_args, get_type_hints
 
 from mlot.distill.errors import DistillError
-from mlot.distill.options import QUICK, Options
+from mlot.distill.options import (
+    QUICK,
+    LossOptions,
+    ModelOptions,
+    RunOptions,
+    TextOptions,
+    TrainingOptions,
+    typed,
+)
 from mlot.distill.output import is_stopped_run
-from mlot.distill.run import run
 
+_PROGRAM = "python -m mlot.distill"
 _DESCRIPTION = """\
 Distil a student from a teacher that has another tokenizer, offline. Without --teacher and --student, both
 tokenizers and both models are made and trained on the spot, and the student is trained twice from the same
 start: by cross-entropy alone, and with MultiLevelOT. What comes out, bits per byte of held-out text above
-all, is reported as it was measured, in a page for a browser. A stopped run continues with --resume."""
+all, is reported as it was measured, in a page for a browser. A stopped run continues with --resume. All
+arguments of transformers.TrainingArguments are options, too (--bf16, --num-train-epochs and so on);
+--help-training lists them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,126 +40,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 where something that was asked for cannot be done, 130 when interrupted.
     """
-    given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
-    errors = Console(stderr=True)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(words):  # before anything heavy is imported
+        _print_help()
+        return 0
+
+    from rich.console import Console
+
+    from mlot.distill.arguments import CommandArguments, Settings
+    from mlot.distill.run import run
+
+    parser = _parser(CommandArguments)
+    if "--help-training" in words:
+        parser.print_help()
+        return 0
+    for action in parser._actions:  # what is not typed is told from what is
+        action.default = argparse.SUPPRESS
+    given: dict[str, Any] = vars(parser.parse_args(words))
     try:
-        quick = QUICK if given.pop("quick") else {}
-        run(Options(**(quick | given)), Console(), errors)
+        run(Settings.of(**given), Console(), Console(stderr=True))
     except DistillError as error:
         print(f"mlot.distill: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = is_stopped_run(Path(given.get("output", Options.output)))
+        kept = is_stopped_run(Path(given.get("output_dir", TrainingOptions.output_dir)))
         hint = "the same command with --resume continues it" if kept else "nothing was written"
         print(f"mlot.distill: interrupted; {hint}", file=sys.stderr)
         return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _print_help() -> None:
+    """Help on our own options, those of the loss, and the usual ones of training."""
     parser = argparse.ArgumentParser(
-        prog="python -m mlot.distill",
+        prog=_PROGRAM,
+        usage="%(prog)s [options]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # No defaults here, so that what was typed can be told from what was not: --quick has its own.
-    run_ = parser.add_argument_group("the run")
-    run_.add_argument("--quick", action="store_true", help="a smaller run, of about a minute on two cores")
-    run_.add_argument("--output", metavar="DIR", help="folder for what comes out (distill-output)")
-    run_.add_argument(
-        "--overwrite",
-        action="store_true",
-        default=None,
-        help="use the folder even if it holds other files, which stay, or a stopped run, which goes",
-    )
-    run_.add_argument(
-        "--checkpoint-every",
-        type=int,
-        metavar="N",
-        help="steps after which a stopped run can continue; 0 for never (at each evaluation)",
-    )
-    run_.add_argument(
-        "--resume",
-        action="store_true",
-        default=None,
-        help="continue the stopped run in the folder; where there is none, begin",
-    )
-    run_.add_argument(
-        "--seed", type=int, help="of the split, the initial weights and the order of the data (0)"
-    )
-    run_.add_argument(
-        "--threads", type=int, help="CPU threads (1 for models made here, torch's own choice for others)"
-    )
+    kind: Any
+    for kind in (RunOptions, TextOptions, ModelOptions, TrainingOptions, LossOptions):
+        group = parser.add_argument_group(kind._argument_group_name)
+        hints = get_type_hints(kind)
+        for each in fields(kind):
+            choices, value = get_args(hints[each.name]), each.name.rpartition("_")[2].upper()
+            if hints[each.name] is bool:
+                value = "[no]" if each.default else ""
+            elif choices and all(isinstance(choice, str) for choice in choices):
+                value = "{" + ",".join(choices) + "}"
+            quick = f"; {QUICK[each.name]} with --quick" if each.name in QUICK else ""
+            default = "" if each.default is None or each.default is False else f" ({each.default}{quick})"
+            options: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            group.add_argument(typed(each.name), help=each.metadata["help"].rstrip(".") + default, **options)
+    parser.print_help()
 
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--text",
-        metavar="FILE",
-        help="UTF-8 text; or .jsonl, whose lines hold text, prompt and completion, or messages "
-        "(the docstrings of Python's standard library)",
-    )
-    text.add_argument("--held-out", type=float, metavar="SHARE", help=_help("held_out", "share held out"))
-    text.add_argument("--length", type=int, help=_help("length", "most tokens of a window of text"))
 
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--teacher", metavar="DIR", help="a causal language model with its tokenizer; needs --student"
-    )
-    models.add_argument(
-        "--student", metavar="DIR", help="the same for the student, where its training starts"
-    )
-    models.add_argument(
-        "--save-teacher", metavar="DIR", help="save the teacher's predictions there, and train from them"
-    )
-    models.add_argument(
-        "--saved-teacher",
-        metavar="DIR",
-        help="train from predictions saved earlier; of --teacher only the tokenizer is read",
-    )
-    models.add_argument(
-        "--baseline",
-        action=argparse.BooleanOptionalAction,
-        help="train a second student by cross-entropy alone, to compare (yes where models are made here)",
-    )
-    for side in ("teacher", "student"):
-        for name, what in (("vocabulary", "tokens"), ("width", "width"), ("layers", "blocks")):
-            key = f"{side}_{name}"
-            models.add_argument(
-                f"--{side}-{name}", type=int, metavar="N", help=_help(key, f"{what} of the {side}")
-            )
+def _parser(arguments: Any) -> Any:
+    """The parser of everything: our options, and the arguments of training and loss."""
+    from transformers import HfArgumentParser
 
-    training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=int, help=_help("steps", "steps of each student"))
-    training.add_argument("--learning-rate", type=float, help=_help("learning_rate", "peak, of the students"))
-    training.add_argument("--teacher-steps", type=int, help=_help("teacher_steps", "steps of the teacher"))
-    training.add_argument(
-        "--teacher-learning-rate", type=float, help=_help("teacher_learning_rate", "peak, of the teacher")
-    )
-    training.add_argument("--batch-size", type=int, help=_help("batch_size", "windows in a batch"))
-    training.add_argument("--accumulation", type=int, help=_help("accumulation", "batches in a step"))
-    training.add_argument("--evaluations", type=int, help=_help("evaluations", "points of a curve"))
-
-    loss = parser.add_argument_group("MultiLevelOT")
-    loss.add_argument("--alpha", type=float, help=_help("alpha", "weight of the distillation term"))
-    loss.add_argument("--k", type=int, help=_help("k", "columns kept"))
-    loss.add_argument(
-        "--matching",
-        choices=("optimal", "greedy", "rank", "sinkhorn"),
-        help=_help("matching", "of the columns"),
-    )
-    loss.add_argument(
-        "--pairs",
-        choices=("boundary", "index"),
-        help=_help("pairs", "compare positions that have read the same bytes, or those of the same number"),
-    )
-    loss.add_argument("--temperature", type=float, help=_help("temperature", "of the token level"))
-    loss.add_argument(
-        "--sequence-temperature", type=float, help=_help("sequence_temperature", "of the sequence level")
-    )
+    kinds: Any = (RunOptions, TextOptions, ModelOptions, arguments)
+    parser: Any = HfArgumentParser(kinds, prog=_PROGRAM, usage="%(prog)s [options]", allow_abbrev=False)
+    baseline = parser._option_string_actions["--baseline"]
+    baseline.nargs, baseline.const = "?", True
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="train no such student")
     return parser
-
-
-def _help(name: str, what: str) -> str:
-    default = Options.__dataclass_fields__[name].default
-    quick = f"; {QUICK[name]} with --quick" if name in QUICK else ""
-    return f"{what} ({default}{quick})"

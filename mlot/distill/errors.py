@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -11,14 +11,21 @@ class DistillError(ValueError):
 
 
 @contextmanager
-def refusing(option: str | None = None) -> Iterator[None]:
-    """Make what is refused inside a `DistillError`, begun with an option's name where one is given."""
+def refusing(name: str | Callable[[str], str] = "") -> Iterator[None]:
+    """Make what is refused inside a `DistillError`.
+
+    Args:
+        name: an option that its message begins with, or what makes an option of the name that it begins with.
+    """
     try:
         yield
     except DistillError:
         raise
     except (OSError, TypeError, ValueError) as error:
         message = str(error)
-        raise DistillError(
-            message if option is None else f"{option}: {message.removeprefix('folder: ')}"
-        ) from error
+        begins, colon, rest = message.partition(":")
+        if callable(name) and begins.isidentifier():
+            message = name(begins) + colon + rest
+        elif isinstance(name, str) and name:
+            message = f"{name}: {message.removeprefix('folder: ')}"
+        raise DistillError(message) from error

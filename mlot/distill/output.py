@@ -25,7 +25,8 @@ PARTIAL = ".partial-"
 def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resume: bool = False) -> None:
     """Refuse an output folder in which a run would mix with, or replace, what is not its own.
 
-    A folder may be missing, empty, or hold an earlier run, which will be replaced when this one is complete.
+    A folder may be missing or empty; a finished run in it is replaced, when this one is complete, if that was
+    asked for.
 
     Args:
         folder: where results shall go.
@@ -52,6 +53,8 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resu
         raise DistillError(
             f"--resume: expected a stopped run in {str(folder)!r}, but the one there is complete"
         )
+    if not (resume or overwrite) and _is_earlier_run(folder):
+        raise DistillError(f"--output: {str(folder)!r} holds a finished run; --overwrite replaces it")
     if (folder / UNFINISHED).exists() and not _is_unfinished(folder):
         # never dropped, not even by --overwrite: nothing of ours is replaced by it
         raise DistillError(f"--output: expected no foreign {UNFINISHED!r} in {str(folder)!r}, found one")
@@ -64,12 +67,12 @@ def check_output(folder: Path, *, overwrite: bool, sources: Sequence[Path], resu
     present = sorted(path.name for path in folder.iterdir())
     known = {*ENTRIES, UNFINISHED}
     foreign = [name for name in present if name not in known and not name.startswith(PARTIAL)]
-    if not foreign and not _is_earlier_run(folder):
+    if not foreign and not _is_earlier_run(folder):  # names like those of results, but of something else
         foreign = [name for name in present if name != UNFINISHED and not name.startswith(PARTIAL)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise DistillError(
-            "--output: expected a folder that is new, empty or from an earlier run, "
+            "--output: expected a folder that is new or empty, "
             f"but {str(folder)!r} holds {', '.join(foreign[:3])}{more}; "
             f"--overwrite leaves other files alone and replaces {', '.join(ENTRIES)}"
         )

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from mlot._hf.tokenizers import start_token, token_ids
+from mlot.distill import lora
 from mlot.distill.evaluation import Score, evaluate_bits
 from mlot.distill.pieces import Examples, Piece
 
@@ -96,8 +97,7 @@ class Party:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer as transformers reads them."""
-        assert self.model is not None
-        self.model.save_pretrained(folder)
+        lora.save(self.model, folder)
         self.tokenizer.save_pretrained(folder)
 
 

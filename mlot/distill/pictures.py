@@ -18,6 +18,7 @@ from mlot import MultiLevelOTConfig, MultiLevelOTResult, Traces
 from mlot.align._draw import printable
 from mlot.align._reader import Reader
 from mlot.align._scheme import guess
+from mlot.backends.torch.select import STD_OFFSET
 from mlot.distill.party import Party
 from mlot.distill.pieces import Examples
 from mlot.training._batch import Batch
@@ -153,7 +154,10 @@ class Painter:
         matched = _host(_matched(result))[0].astype(np.int64)
         kept = _host(result.teacher_columns)[0].astype(np.int64)
         taught = np.exp(_host(traces.log_probs)[0])[:, : len(kept)]
-        learned = _host(torch.softmax(logits[0].double() / self._config.temperature, dim=-1)[:, matched])
+        scores = logits[0].double()
+        if self._config.standardize:
+            scores = scores / (scores.std(dim=-1, keepdim=True) + STD_OFFSET)
+        learned = _host(torch.softmax(scores / self._config.temperature, dim=-1)[:, matched])
         few = slice(0, _COLUMNS)
         return Pictures(
             cut=cut,
@@ -183,6 +187,7 @@ class Painter:
             k=config.k,
             temperature=config.temperature,
             extra_temperatures=(config.sequence_temperature,),
+            standardize=config.standardize,
         ).map(lambda array: array.to(model.device))
         result = mlot.multi_level_ot(
             logits,

@@ -126,6 +126,10 @@ class Examples(Dataset[dict[str, Any]]):
                 raise DistillError(f"{where}: {error}") from error
         return self._found[index]
 
+    def keys(self) -> list[str]:
+        """Keys of all examples in a saved teacher."""
+        return [self[n]["teacher_key"] for n in range(len(self))]
+
     def with_keys(self) -> Examples:
         """The same, the other model being a saved teacher."""
         return Examples(self.pieces, *self._arguments, keys=True)

@@ -3,65 +3,62 @@
 from __future__ import annotations
 
 import copy
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback
-from transformers.trainer_utils import SaveStrategy
+from transformers import PrinterCallback, set_seed
 
 from mlot._hf.loading import quiet_transformers
 from mlot._progress import Counter, Reporter
-from mlot.distill import page
+from mlot.distill import lora, page
 from mlot.distill import report as reports
-from mlot.distill.errors import DistillError
+from mlot.distill.arguments import CommandArguments, Settings
+from mlot.distill.errors import refusing
 from mlot.distill.hardware import device, environment
-from mlot.distill.options import Options
 from mlot.distill.output import PAGE, check_output, check_saving, staging
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter
 from mlot.distill.pieces import Examples
 from mlot.distill.progress import TrainingProgress
-from mlot.distill.setup import Setup, Sides, load, make
-from mlot.distill.stages import Stage, Stages, kept
+from mlot.distill.setup import Setup, Sides, prepare
+from mlot.distill.stages import Stages, kept
 from mlot.saved import SavedTeacher, save_teacher
-from mlot.training import MultiLevelOTTrainer, MultiLevelOTTrainingArguments
+from mlot.training import MultiLevelOTTrainer
 
 
-def run(options: Options, console: Console, messages: Console) -> reports.RunReport:
+def run(settings: Settings, console: Console, messages: Console) -> reports.RunReport:
     """Distil, measure, and write what came out to the output folder.
 
     Args:
-        options: what to do.
+        settings: what to do.
         console: where the table goes.
         messages: where progress and notices go.
 
     Returns:
-        What was found.
+        What was measured.
 
     Raises:
         DistillError: something asked for cannot be done; nothing was trained or written.
     """
-    output = Path(options.output)
-    paths = (options.text, options.teacher, options.student, options.save_teacher, options.saved_teacher)
-    sources = [Path(path) for path in paths if path is not None]
-    check_output(output, overwrite=options.overwrite, sources=sources, resume=options.resume)
+    options, output = settings.options, Path(settings.arguments.output_dir)
+    check_output(
+        output, overwrite=options.overwrite, sources=[*map(Path, options.inputs)], resume=options.resume
+    )
     if options.save_teacher is not None:
         check_saving(Path(options.save_teacher), output)
+    lora.check(options)
     threads = torch.get_num_threads()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    elif options.teacher is None:
-        torch.set_num_threads(1)  # models this small spend more time on waiting for threads than they save
+    # models as small as those made here spend more time on waiting for threads than they save
+    torch.set_num_threads(options.threads or (1 if options.made_here else threads))
     try:
-        keeping = kept(output, options.identity(), resume=options.resume, keep=options.checkpoint_every != 0)
+        keeping = kept(output, settings.identity(), resume=options.resume, keep=settings.keeps)
         with quiet_transformers(), keeping as stages, staging(output) as folder:
-            report = _Run(options, folder, stages, Reporter(messages)).report()
+            report = _Run(settings, folder, stages, Reporter(messages)).report()
             page.write(report, folder)
     finally:
         torch.set_num_threads(threads)
@@ -82,16 +79,16 @@ class _Trained:
 class _Run:
     """The steps of a run, and what they share."""
 
-    def __init__(self, options: Options, folder: Path, stages: Stages, reporter: Reporter) -> None:
-        self.options = options
+    def __init__(self, settings: Settings, folder: Path, stages: Stages, reporter: Reporter) -> None:
+        self.settings = settings
         self.folder = folder
         self.stages = stages
         self.reporter = reporter
 
     def report(self) -> reports.RunReport:
         """Do everything but writing the report."""
-        options = self.options
-        setup = make(options) if options.teacher is None else load(options)
+        options = self.settings.options
+        setup = prepare(self.settings)
         self.stages.require_same_text(setup.digest())
         alignment = setup.alignment()
         for notice in setup.notices:
@@ -109,17 +106,11 @@ class _Run:
             if options.compares:
                 trained.append(self._train_student(reports.CE, setup, alone=True))
             trained.append(self._train_student(reports.MLOT, setup, alone=False))
-        for one in trained:
-            if one.report.steps:
-                one.party.save(self.folder / one.report.name)
         painter, indices, seen = self._painter(setup, trained[-1].party)
-        source = options.text
-        if source is None:
-            source = f"docstrings of the standard library of Python {platform.python_version()}"
-        return reports.RunReport(
+        report = reports.RunReport(
             models=tuple(one.report for one in trained),
-            text=setup.describe_text(source),
-            settings=options.as_dict(),
+            text=setup.describe_text(options.text),
+            settings=self.settings.shown(),
             environment=environment(),
             alignment=alignment,
             diagnostics=painter.diagnostics(indices),
@@ -127,53 +118,51 @@ class _Run:
             notices=setup.notices,
             seconds=self.stages.clock.elapsed(),
         )
-
-    # -- the teacher -------------------------------------------------------------------------------------
+        for one in trained:
+            if one.report.steps:
+                one.party.save(self.folder / one.report.name)
+        return report
 
     def _teach(self, setup: Setup) -> _Trained:
         """Train the teacher, unless it came from a folder."""
-        options, teacher = self.options, setup.teacher
-        if options.teacher is None:
-            arguments = self._arguments(options.teacher_steps, options.teacher_learning_rate, alone=True)
+        options, teacher = self.settings.options, setup.teacher
+        if options.made_here:
+            changes: dict[str, Any] = {
+                "max_steps": options.teacher_steps,
+                "learning_rate": options.teacher_learning_rate,
+            }
             sides = setup.train.teacher, setup.held_out.teacher
-            return self._train(reports.TEACHER, teacher, *sides, arguments, None)
+            return self._train(reports.TEACHER, teacher, *sides, None, alone=True, **changes)
         if teacher.model is not None:
             cast(Any, teacher.model).to(device())
-        return _Trained(teacher, self._found(reports.TEACHER, teacher, setup.held_out.teacher))
+        measured = self._measured(reports.TEACHER, teacher, setup.held_out.teacher, seconds=0.0, history=())
+        return _Trained(teacher, measured)
 
     def _save_teacher(self, setup: Setup) -> SavedTeacher:
-        """Save the teacher's predictions for all windows; those held out are for the pictures."""
-        config = self.options.config()
-        examples = [
-            example
-            for sides in (setup.train, setup.held_out)
-            for example in sides.student.collator.teacher_examples(sides.student)
-        ]
-        try:
+        """Save the teacher's predictions on every window of both parts, without those that are there."""
+        options, config = self.settings.options, self.settings.arguments.ot_config()
+        both = (setup.train.student, setup.held_out.student)
+        examples = [example for part in both for example in part.collator.teacher_examples(part)]
+        with refusing("--save-teacher"):
             return save_teacher(
                 setup.teacher.model,
                 setup.teacher.tokenizer,
                 examples,
-                str(self.options.save_teacher),
+                str(options.save_teacher),
                 k=config.k,
                 temperature=config.temperature,
                 extra_temperatures=(config.sequence_temperature,),
+                standardize=config.standardize,
                 batch_size=self._reading,
-                name=None if self.options.teacher is None else Path(self.options.teacher).name,
+                name=None if options.teacher is None else Path(options.teacher).name,
                 progress=Counter(self.reporter, "saving the teacher", "windows"),
             )
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise DistillError(f"--save-teacher: {str(error).removeprefix('folder: ')}") from error
-
-    # -- training ----------------------------------------------------------------------------------------
 
     def _train_student(self, name: str, setup: Setup, *, alone: bool) -> _Trained:
         """Train a copy of the student, with the teacher or by cross-entropy alone."""
-        options = self.options
         copied = replace(setup.student, model=copy.deepcopy(setup.student.model))
-        arguments = self._arguments(options.steps, options.learning_rate, alone=alone)
         teacher = None if alone else setup.teacher.model if setup.saved is None else setup.saved
-        return self._train(name, copied, setup.train.student, setup.held_out.student, arguments, teacher)
+        return self._train(name, copied, setup.train.student, setup.held_out.student, teacher, alone=alone)
 
     def _train(
         self,
@@ -181,17 +170,28 @@ class _Run:
         party: Party,
         train: Examples,
         held_out: Examples,
-        arguments: MultiLevelOTTrainingArguments,
         teacher: Any,
+        *,
+        alone: bool,
+        **changes: Any,
     ) -> _Trained:
         stage = self.stages.stage(name)
         if stage is not None and stage.done is not None:
-            party = replace(party, model=cast(Any, stage.load()).to(device()))
-            done = stage.done
+            party = replace(party, model=cast(Any, stage.load(party.model)).to(device()))
             self.reporter.say(f"{name}: complete before")
-            return self._trained(name, party, held_out, arguments, done["seconds"], done["history"])
+            return _Trained(party, self._measured(name, party, held_out, **stage.done))
         started = time.perf_counter() - (0.0 if stage is None else stage.seconds)
-        resumed = self._keep_checkpoints(arguments, stage)
+        folder = str(self.folder if stage is None else stage.folder)
+        arguments: CommandArguments = self.settings.for_training(
+            folder, len(train), alone=alone, keep=stage is not None, **changes
+        )
+        resumed = None if stage is None else stage.checkpoint()
+        if resumed is not None:
+            arguments.eval_on_start = False  # it was evaluated when it started
+            self.reporter.say(f"{name}: continues from {resumed.name}")
+        if name != reports.TEACHER:
+            set_seed(arguments.seed)
+            party = replace(party, model=lora.adapted(party.model, self.settings.options))
         trainer = MultiLevelOTTrainer(
             party.model,
             arguments,
@@ -202,50 +202,25 @@ class _Run:
             callbacks=[TrainingProgress(self.reporter, name), *([] if stage is None else [stage.callback()])],
         )
         trainer.remove_callback(PrinterCallback)
-        if resumed is not None:
-            self.reporter.say(f"{name}: continues from {resumed.name}")
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         seconds, history = time.perf_counter() - started, trainer.state.log_history
         if stage is not None:
             assert party.model is not None
             stage.finish(party.model, history, seconds)
-        return self._trained(name, party, held_out, arguments, seconds, history)
+        return _Trained(party, self._measured(name, party, held_out, seconds=seconds, history=history))
 
-    def _keep_checkpoints(self, arguments: MultiLevelOTTrainingArguments, stage: Stage | None) -> Path | None:
-        """Have checkpoints written, if they are kept; return the one to continue from."""
-        if stage is None:
-            return None
-        arguments.output_dir = str(stage.folder)
-        arguments.save_strategy = SaveStrategy.STEPS
-        every = self.options.checkpoint_every
-        arguments.save_steps = arguments.logging_steps if every is None else every
-        resumed = stage.checkpoint()
-        if resumed is not None:
-            arguments.eval_on_start = False  # it was evaluated when it started
-        return resumed
-
-    def _trained(
+    def _measured(
         self,
         name: str,
         party: Party,
         held_out: Examples,
-        arguments: MultiLevelOTTrainingArguments,
+        *,
         seconds: float,
-        history: Sequence[dict[str, Any]],
-    ) -> _Trained:
-        return _Trained(party, self._found(name, party, held_out, arguments.max_steps, seconds, history))
-
-    def _found(
-        self,
-        name: str,
-        party: Party,
-        held_out: Examples,
-        steps: int = 0,
-        seconds: float = 0.0,
-        history: Sequence[dict[str, Any]] = (),
+        history: Sequence[Mapping[str, Any]],
     ) -> reports.ModelReport:
         score = party.measure(held_out, self._reading)
         curve = dict(reports.bits_curve(history))
+        steps = max((int(entry["step"]) for entry in history), default=0)
         if steps and score is not None:
             curve[steps] = score.bits_per_byte
         return reports.ModelReport(
@@ -258,71 +233,29 @@ class _Run:
             score=score,
             curve=sorted(curve.items()),
             logged=reports.logged_terms(history),
-            samples=party.samples(held_out, self.options.length, self.options.seed),
+            samples=party.samples(held_out, self.settings.options.length, self.settings.arguments.seed),
         )
 
     @property
     def _reading(self) -> int:
         """Windows read at once where there is no gradient."""
-        return 2 * self.options.batch_size
-
-    def _arguments(self, steps: int, learning_rate: float, *, alone: bool) -> MultiLevelOTTrainingArguments:
-        options = self.options
-        every = max(1, steps // options.evaluations)
-        cuda = device().type == "cuda"
-        return MultiLevelOTTrainingArguments(
-            output_dir=str(self.folder),
-            alpha=0.0 if alone else options.alpha,
-            k=options.k,
-            matching=options.matching,
-            pairs=options.pairs,
-            temperature=options.temperature,
-            sequence_temperature=options.sequence_temperature,
-            max_steps=steps,
-            per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=self._reading,
-            gradient_accumulation_steps=options.accumulation,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, steps // 20),
-            weight_decay=0.1,
-            logging_steps=every,
-            eval_strategy="steps",
-            eval_steps=every,
-            eval_on_start=True,
-            save_strategy="no",
-            report_to="none",
-            seed=options.seed,
-            data_seed=options.seed,
-            disable_tqdm=True,
-            use_cpu=not cuda,
-            dataloader_pin_memory=cuda,
-        )
-
-    # -- pictures ----------------------------------------------------------------------------------------
+        return 2 * self.settings.arguments.per_device_train_batch_size
 
     def _painter(self, setup: Setup, student: Party) -> tuple[Painter, list[int], bool]:
         """What makes the pictures, of which examples, and whether those were trained on."""
-        sides, seen = setup.held_out, False
-        indices = self._with_teacher(setup, sides)
-        if not indices:
-            sides, seen = setup.train, True
-            indices = self._with_teacher(setup, sides)
+        sides: Sides = setup.held_out
+        indices = setup.indices_with_teacher(sides)
+        seen = not indices
+        if seen:
+            sides = setup.train
+            indices = setup.indices_with_teacher(sides)
+        arguments = self.settings.arguments
         painter = Painter(
             student,
             sides.student,
             setup.teacher.tokenizer,
             lambda some: setup.taught(sides, some),
-            self.options.config(),
-            boundary=self.options.pairs == "boundary",
+            arguments.ot_config(),
+            boundary=arguments.pairs == "boundary",
         )
         return painter, indices, seen
-
-    @staticmethod
-    def _with_teacher(setup: Setup, sides: Sides) -> list[int]:
-        """Examples that the teacher has predictions for."""
-        if setup.saved is None:
-            return list(range(len(sides.student)))
-        keys = [sides.student[n]["teacher_key"] for n in range(len(sides.student))]
-        missing = set(setup.saved.missing(keys))
-        return [n for n, key in enumerate(keys) if key not in missing]

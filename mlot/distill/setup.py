@@ -1,10 +1,12 @@
-"""What a run starts from: both parties, and the text in the tokens of both."""
+"""What a run starts from: both models, and the text in the tokens of both."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from mlot import Traces, mask_from_labels
 from mlot._hf.loading import load_model, load_tokenizer, require_length
 from mlot._hf.tokenizers import start_token, token_ids
 from mlot.align import AlignmentReport, byte_ranges, report
+from mlot.distill.arguments import Settings
 from mlot.distill.errors import DistillError, refusing
 from mlot.distill.models import make_llama
 from mlot.distill.options import Options
@@ -59,19 +62,15 @@ class Setup:
 
     def with_saved(self, saved: SavedTeacher) -> Setup:
         """The same with the teacher's predictions read from where they were saved."""
-        return replace(
-            self,
-            saved=saved,
-            train=replace(self.train, student=self.train.student.with_keys()),
-            held_out=replace(self.held_out, student=self.held_out.student.with_keys()),
-        )
+        train = replace(self.train, student=self.train.student.with_keys())
+        held_out = replace(self.held_out, student=self.held_out.student.with_keys())
+        return replace(self, saved=saved, train=train, held_out=held_out)
 
     def digest(self) -> str:
         """Digest of the text, as both tokenizers cut it."""
         made = blake2b(digest_size=16)
-        for pieces in (self.train.student.pieces, self.held_out.student.pieces):
-            for piece in pieces:
-                made.update(f"{piece.document} {piece.ends} {len(piece.text)} {piece.text}".encode())
+        for piece in (*self.train.student.pieces, *self.held_out.student.pieces):
+            made.update(f"{piece.document} {piece.ends} {len(piece.text)} {piece.text}".encode())
         return made.hexdigest()
 
     def alignment(self) -> AlignmentReport:
@@ -84,20 +83,24 @@ class Setup:
             ]
             for party in (self.student, self.teacher)
         ]
-        return report(
-            ranges[0],
-            ranges[1],
-            student_vocabulary=self.student.tokenizer,
-            teacher_vocabulary=self.teacher.tokenizer,
-        )
+        student, teacher = self.student.tokenizer, self.teacher.tokenizer
+        return report(*ranges, student_vocabulary=student, teacher_vocabulary=teacher)
 
-    def describe_text(self, source: str) -> dict[str, Any]:
-        """Sizes of the text."""
-        return {
-            "source": source,
-            "train": _sizes(self.corpus.train, self.train),
-            "held_out": _sizes(self.corpus.held_out, self.held_out),
+    def describe_text(self, source: Sequence[str] | None) -> dict[str, Any]:
+        """Source and sizes of the text."""
+        library = f"docstrings of the standard library of Python {platform.python_version()}"
+        sizes = {
+            name: {
+                "documents": len(documents),
+                "bytes": sum(len(document.text.encode("utf-8")) for document in documents),
+                "windows": len(sides.student),
+            }
+            for name, documents, sides in (
+                ("train", self.corpus.train, self.train),
+                ("held_out", self.corpus.held_out, self.held_out),
+            )
         }
+        return {"source": ", ".join(source) if source else library} | sizes
 
     def taught(self, sides: Sides, indices: Sequence[int]) -> tuple[Tensor | Traces, Tensor | None]:
         """The teacher's predictions for some examples, and the mask of those that count."""
@@ -106,34 +109,52 @@ class Setup:
             return self.saved.batch(keys, backend="torch"), None
         model: Any = self.teacher.model
         made = sides.teacher.collator([sides.teacher[n] for n in indices])
+        inputs = {name: made[name].to(model.device) for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            logits = model.eval()(
-                input_ids=made["input_ids"].to(model.device),
-                attention_mask=made["attention_mask"].to(model.device),
-            ).logits
+            logits = model.eval()(**inputs).logits
         return logits, mask_from_labels(made["labels"].to(model.device))
 
+    def indices_with_teacher(self, sides: Sides) -> list[int]:
+        """Examples that the teacher has predictions for."""
+        if self.saved is None:
+            return list(range(len(sides.student)))
+        keys = sides.student.keys()
+        missing = set(self.saved.missing(keys))
+        return [n for n, key in enumerate(keys) if key not in missing]
 
-def make(options: Options) -> Setup:
+
+def prepare(settings: Settings) -> Setup:
+    """Read the text, then make or read tokenizers and models, all before anything that takes time.
+
+    Raises:
+        DistillError: something of that cannot be done.
+    """
+    options = settings.options
+    documents: Sequence[Any] = read_documents(options.text) if options.text else standard_library_documents()
+    if options.eval_file is None:
+        corpus = split_corpus(documents, options.held_out, settings.arguments.seed)
+    else:
+        corpus = Corpus.of(documents, read_documents(options.eval_file))
+    return _made(settings, corpus) if options.made_here else _loaded(settings, corpus)
+
+
+def _made(settings: Settings, corpus: Corpus) -> Setup:
     """Train tokenizers on the training part of the text, and make models for them."""
-    corpus, length = _corpus(options), options.length
+    options, seed, length = settings.options, settings.arguments.seed, settings.options.length
+    texts = corpus.train_texts
     tokenizers = (
-        train_unigram(corpus.train_texts, options.student_vocabulary, length),
-        train_bpe(corpus.train_texts, options.teacher_vocabulary, length),
+        train_unigram(texts, options.student_vocabulary, length),
+        train_bpe(texts, options.teacher_vocabulary, length),
     )
     student = make_llama(
         tokenizers[0],
         width=options.student_width,
         layers=options.student_layers,
         length=length,
-        seed=options.seed + 1,
+        seed=seed + 1,
     )
     teacher = make_llama(
-        tokenizers[1],
-        width=options.teacher_width,
-        layers=options.teacher_layers,
-        length=length,
-        seed=options.seed,
+        tokenizers[1], width=options.teacher_width, layers=options.teacher_layers, length=length, seed=seed
     )
     return _together(
         options,
@@ -144,44 +165,50 @@ def make(options: Options) -> Setup:
     )
 
 
-def load(options: Options) -> Setup:
-    """Read models and tokenizers from their folders, before anything that takes time."""
-    assert options.teacher is not None
-    assert options.student is not None
-    corpus = _corpus(options)
-    saved = None if options.saved_teacher is None else _open(options)
-    # The student is trained, and wants float32 for that; the teacher is only read.
+def _loaded(settings: Settings, corpus: Corpus) -> Setup:
+    """Read models and tokenizers from their folders or the cache."""
+    options = settings.options
+    saved = None
+    if options.saved_teacher is not None:
+        with refusing("--saved-teacher"):
+            saved = SavedTeacher(options.saved_teacher)
     with refusing():
+        # The student is trained, and wants float32 for that; the teacher is only read.
+        teacher_source, student_source = str(options.teacher), str(options.student)
+        model = None
         if saved is None:
-            model, tokenizer, notices = load_model(options.teacher, "--teacher")
+            model, tokenizer, notices = load_model(teacher_source, "--teacher")
             require_length(model, "--teacher", options.length, "--length")
-            teacher = Party("teacher", model, tokenizer)
         else:
-            tokenizer, notices = load_tokenizer(options.teacher, "--teacher")
-            teacher = Party("teacher", None, tokenizer)
-            _require_fitting(saved, teacher, options)
-        model, tokenizer, more = load_model(options.student, "--student", dtype=torch.float32)
+            tokenizer, notices = load_tokenizer(teacher_source, "--teacher")
+        teacher = Party("teacher", model, tokenizer)
+        model, tokenizer, more = load_model(student_source, "--student", dtype=torch.float32)
         require_length(model, "--student", options.length, "--length")
+    if saved is not None:
+        with refusing("--saved-teacher"):
+            saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
+            saved.manifest.serves(settings.arguments.ot_config())
     setup = _together(options, corpus, teacher, Party("student", model, tokenizer), notices + more)
     if saved is None:
         return setup
     setup = setup.with_saved(saved)
-    require_examples(saved, setup.train.student, options)
+    keys = setup.train.student.keys()
+    missing = saved.missing(keys)
+    if missing:
+        raise DistillError(
+            f"--saved-teacher: expected all {len(set(keys)):,} windows to train on in {str(saved.folder)!r}, "
+            f"{len(missing):,} are missing; it was saved from other text, or with another --length, --seed "
+            "or --held-out"
+        )
     return setup
 
 
-def _corpus(options: Options) -> Corpus:
-    text = options.text
-    documents: Sequence[Any] = standard_library_documents() if text is None else read_documents([text])
-    return split_corpus(documents, options.held_out, options.seed)
-
-
 def _together(options: Options, corpus: Corpus, teacher: Party, student: Party, notices: list[str]) -> Setup:
+    notices = notices + _set_template(options.chat_template, teacher, student)
     both, length = (student.tokenizer, teacher.tokenizer), options.length
     sides = []
     for name, documents, mark_end in (("train", corpus.train, True), ("held-out", corpus.held_out, False)):
-        pieces = make_pieces(documents, *both, length, mark_end=mark_end)
-        examples = Examples(pieces, *both, length)
+        examples = Examples(make_pieces(documents, *both, length, mark_end=mark_end), *both, length)
         cut = examples.settle()
         if cut.cut or cut.empty:
             notices = [*notices, f"--length: of the {name} part, {cut}"]
@@ -193,33 +220,20 @@ def _together(options: Options, corpus: Corpus, teacher: Party, student: Party, 
     return Setup(teacher, student, corpus, sides[0], sides[1], None, notices)
 
 
-def _sizes(documents: Sequence[Any], sides: Sides) -> dict[str, int]:
-    size = sum(len(document.text.encode("utf-8")) for document in documents)
-    return {"documents": len(documents), "bytes": size, "windows": len(sides.student)}
-
-
-# -- saved teachers ----------------------------------------------------------------------------------------
-
-
-def _open(options: Options) -> SavedTeacher:
-    with refusing("--saved-teacher"):
-        return SavedTeacher(str(options.saved_teacher))
-
-
-def _require_fitting(saved: SavedTeacher, teacher: Party, options: Options) -> None:
-    """Refuse a saved teacher of another tokenizer, or with settings that do not serve the loss."""
-    with refusing("--saved-teacher"):
-        saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
-        saved.manifest.serves(options.config())
-
-
-def require_examples(saved: SavedTeacher, examples: Examples, options: Options) -> None:
-    """Refuse a saved teacher that lacks windows to train on."""
-    keys = [examples[n]["teacher_key"] for n in range(len(examples))]
-    missing = saved.missing(keys)
-    if missing:
-        raise DistillError(
-            f"--saved-teacher: expected all {len(set(keys)):,} windows to train on in {str(saved.folder)!r}, "
-            f"{len(missing):,} are missing; it was saved from other text, or with another --length, --seed "
-            "or --held-out"
-        )
+def _set_template(given: str | None, teacher: Party, student: Party) -> list[str]:
+    """Give the student the chat template that was asked for, and the teacher, if it has none."""
+    if given is None:
+        return []
+    if given == "teacher":
+        template = teacher.tokenizer.chat_template
+        if template is None:
+            raise DistillError("--chat-template: expected a teacher with a chat template, got one without")
+    elif Path(given).is_file():
+        template = Path(given).read_text(encoding="utf-8")
+    else:
+        raise DistillError(f"--chat-template: expected a file or 'teacher', found none at {given!r}")
+    replaced = student.tokenizer.chat_template not in (None, template)
+    student.tokenizer.chat_template = template
+    if teacher.tokenizer.chat_template is None:
+        teacher.tokenizer.chat_template = template
+    return ["--chat-template: it replaces the one that the student's tokenizer has"] if replaced else []

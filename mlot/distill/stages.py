@@ -15,7 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from mlot._storage import write_atomically
+from mlot.distill import lora
 from mlot.distill.errors import DistillError
+from mlot.distill.options import typed
 from mlot.distill.output import FORMAT, PARTIAL, UNFINISHED, created, drop_partial, is_stopped_run
 
 _RUN, _LATEST, _DONE, _MODEL = "run.json", "latest.json", "done.json", "model"
@@ -36,7 +38,7 @@ class Stage:
     def checkpoint(self) -> Path | None:
         """The last checkpoint that is whole; one that is not goes."""
         name = _read(self.folder / _LATEST).get("checkpoint")
-        self._drop_checkpoints(but=name)
+        self._drop_checkpoints(name, _read(self.folder / _LATEST).get("best"))
         return None if name is None else self.folder / name
 
     @property
@@ -47,23 +49,24 @@ class Stage:
     @property
     def done(self) -> dict[str, Any] | None:
         """What was found, if training is complete: ``history`` and ``seconds``."""
-        return _read(self.folder / _DONE) or None
+        found = _read(self.folder / _DONE)
+        return {name: found[name] for name in ("history", "seconds")} if found else None
 
     def callback(self) -> TrainerCallback:
         """Make a callback that makes each checkpoint the last one, once it is whole."""
         return _Pointer(self)
 
-    def point(self, step: int, seconds: float) -> None:
-        """Make the checkpoint of a step the last one, and drop those before."""
+    def point(self, step: int, seconds: float, best: str | None = None) -> None:
+        """Make the checkpoint of a step the last one, and drop those before but the best one, if one is."""
         name = f"checkpoint-{step}"
-        _write(
-            self.folder / _LATEST, {"checkpoint": name, "seconds": seconds, "elapsed": self._clock.elapsed()}
-        )
-        self._drop_checkpoints(but=name)
+        best = Path(best or name).name
+        latest = {"checkpoint": name, "best": best, "seconds": seconds, "elapsed": self._clock.elapsed()}
+        _write(self.folder / _LATEST, latest)
+        self._drop_checkpoints(name, best)
 
-    def _drop_checkpoints(self, but: str | None = None) -> None:
+    def _drop_checkpoints(self, *but: str | None) -> None:
         for path in self.folder.glob("checkpoint-*"):
-            if path.name != but:
+            if path.name not in but:
                 shutil.rmtree(path)
 
     def finish(self, model: PreTrainedModel, history: Sequence[Mapping[str, Any]], seconds: float) -> None:
@@ -75,8 +78,11 @@ class Stage:
         _write(self.folder / _DONE, {"history": list(history), "seconds": seconds, "elapsed": elapsed})
         self._drop_checkpoints()
 
-    def load(self) -> PreTrainedModel:
-        """The trained model."""
+    def load(self, start: Any) -> PreTrainedModel:
+        """The trained model; ``start`` is where its training began."""
+        adapted: PreTrainedModel | None = lora.load(start, self.folder / _MODEL)
+        if adapted is not None:
+            return adapted
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.folder / _MODEL, dtype=torch.float32, local_files_only=True
         )
@@ -92,7 +98,7 @@ class _Pointer(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The Trainer calls this when a checkpoint is complete; until then `latest.json` names the one before.
         seconds = self._before + time.perf_counter() - self._started
-        self._stage.point(state.global_step, seconds)
+        self._stage.point(state.global_step, seconds, state.best_model_checkpoint)
 
 
 class Clock:
@@ -199,9 +205,8 @@ def _set_aside(output: Path) -> Iterator[None]:
 def _require_same(wanted: Mapping[str, Any], stopped: Mapping[str, Any]) -> None:
     for name, value in wanted.items():
         if stopped.get(name) != value:
-            option = f"--{name.replace('_', '-')}"
             raise DistillError(
-                f"--resume: expected {option} as of the stopped run, {stopped.get(name)}, got {value}"
+                f"--resume: expected {typed(name)} as of the stopped run, {stopped.get(name)}, got {value}"
             )
 
 

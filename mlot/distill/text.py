@@ -33,6 +33,19 @@ class Corpus:
         """Texts of the documents to train on."""
         return [document.text for document in self.train]
 
+    @staticmethod
+    def of(train: Sequence[str | Example], held_out: Sequence[Example]) -> Corpus:
+        """Documents that are given apart; those in both are held out.
+
+        Raises:
+            DistillError: nothing is left to train on.
+        """
+        identities = {document.identity for document in held_out}
+        rest = tuple(each for each in as_documents(train) if each.identity not in identities)
+        if not rest:
+            raise DistillError("--text: expected documents that --eval-file does not have, got none")
+        return Corpus(rest, tuple(held_out))
+
 
 def standard_library_documents(root: Path | None = None) -> list[str]:
     """Collect docstrings of Python's standard library, one document for each source file.

@@ -10,8 +10,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-#: Special tokens and one token for each byte.
-SMALLEST_VOCABULARY = 3 + 256
 #: By how much the Unigram trainer sets scores of added bytes apart.
 _TRAINER_STEP = 1e-4
 

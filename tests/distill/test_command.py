@@ -4,6 +4,7 @@ import html
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -17,11 +18,12 @@ from transformers import (
 )
 
 from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
+from mlot import MultiLevelOTConfig
 from mlot.distill import Examples, evaluate_bits, make_pieces
 from mlot.distill import setup as preparing
 from mlot.distill.cli import main
 from mlot.distill.errors import DistillError
-from mlot.distill.options import QUICK, Options
+from mlot.distill.options import QUICK, Options, TrainingOptions, typed
 from mlot.distill.output import ENTRIES, FORMAT
 from mlot.distill.text import read_documents, split_corpus
 from mlot.distill.vocabularies import train_bpe, train_unigram
@@ -61,7 +63,9 @@ def test_every_file_is_there(made):
 def test_report_holds_what_was_asked_for(made, text):
     report = json.loads((made / "report.json").read_text(encoding="utf-8"))
     assert report["format"] == FORMAT
-    assert report["settings"] | {"steps": 4, "k": 8, "held_out": 0.4, "text": str(text)} == report["settings"]
+    assert (
+        report["settings"] | {"steps": 4, "k": 8, "held_out": 0.4, "text": [str(text)]} == report["settings"]
+    )
     models = report["models"]
     assert list(models) == ["teacher", "student-ce", "student-mlot"]
     assert [entry["step"] for entry in models["teacher"]["curve"]] == [0, 1, 2, 3]
@@ -114,10 +118,13 @@ def test_saved_models_have_the_bits_per_byte_that_were_reported(made, text):
 def test_a_second_run_repeats_the_figures_and_replaces_the_first(made, text):
     before = json.loads((made / "report.json").read_text(encoding="utf-8"))
     weights = load_file(made / "student-mlot" / "model.safetensors")
-    assert main([*MADE, *SHORT, "--text", str(text), "--output", str(made), "--held-out", "0.4"]) == 0
+    command = [*MADE, *SHORT, "--text", str(text), "--output", str(made), "--held-out", "0.4"]
+    assert main(command) == 2
+    assert json.loads((made / "report.json").read_text(encoding="utf-8")) == before
+    assert main([*command, "--overwrite"]) == 0
     after = json.loads((made / "report.json").read_text(encoding="utf-8"))
     for report in (before, after):
-        del report["seconds"]
+        del report["seconds"], report["settings"]["overwrite"]
         for model in report["models"].values():
             del model["seconds"]
     assert after == before
@@ -141,7 +148,7 @@ def test_no_tokenizer_sees_held_out_text(text, tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "_together", lambda *_: (_ for _ in ()).throw(DistillError("stop here")))
     assert main([*MADE, *SHORT, "--text", str(text), "--output", str(tmp_path / "out")]) == 2
     corpus = split_corpus(read_documents([text]), Options.held_out, 0)
-    assert seen == [list(corpus.train)] * 2
+    assert seen == [corpus.train_texts] * 2
 
 
 def test_terminal_shows_the_table_and_what_was_measured(text, tmp_path, capsys):
@@ -234,21 +241,36 @@ def test_options_of_the_parser(capsys):
             main(arguments)
         assert caught.value.code == 2
     assert "invalid choice: 'best'" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
+    assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in Options.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in shown
+    names = [each.name for kind in (Options, TrainingOptions, MultiLevelOTConfig) for each in fields(kind)]
+    for name in names:
+        assert f"  {typed(name)} " in shown or f"  {typed(name)}\n" in shown
+    assert main(["--help-training"]) == 0
+    shown = capsys.readouterr().out
+    for name in (*names, "bf16", "num_train_epochs", "gradient_checkpointing", "use_linear_head"):
+        assert f"--{name}" in shown
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from mlot.distill.cli import main; main(['--help'])\n"
+        "print(sorted({'torch', 'transformers', 'matplotlib', 'jinja2', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_quick_gives_way_to_what_is_typed(monkeypatch):
     found = []
-    monkeypatch.setattr("mlot.distill.cli.run", lambda options, *_: found.append(options))
+    monkeypatch.setattr("mlot.distill.run.run", lambda settings, *_: found.append(settings))
     assert main(["--quick"]) == 0
     assert main(["--quick", "--steps", "7"]) == 0
     assert main([]) == 0
-    assert found == [Options(**QUICK), Options(**(QUICK | {"steps": 7})), Options()]
+    quick, typed_over, plain = ({**vars(s.options), **vars(s.arguments)} for s in found)
+    assert {name: quick[name] for name in QUICK} == QUICK
+    assert {name: typed_over[name] for name in QUICK} == QUICK | {"max_steps": 7}
+    assert (plain["max_steps"], plain["student_width"], plain["alpha"]) == (400, 96, 0.15)
 
 
 def test_students_from_folders_have_a_twin_on_request():
@@ -263,7 +285,7 @@ def test_interruption(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlot.distill.cli.run", interrupted)
+    monkeypatch.setattr("mlot.distill.run.run", interrupted)
     assert main([]) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
 

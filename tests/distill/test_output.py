@@ -18,11 +18,18 @@ def test_entries_of_the_right_name_but_no_run_are_refused(tmp_path):
             (tmp_path / "report.json").write_text(report)
         with pytest.raises(DistillError, match="holds (report.json, )?teacher; --overwrite"):
             check_output(tmp_path, overwrite=False, sources=[])
-    (tmp_path / "report.json").write_text(json.dumps({"format": FORMAT}))
-    check_output(tmp_path, overwrite=False, sources=[])
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "teacher").rmdir()
     for n in range(5):
         (tmp_path / f"{n}.txt").touch()
     with pytest.raises(DistillError, match="holds 0.txt, 1.txt, 2.txt and 2 more; --overwrite"):
+        check_output(tmp_path, overwrite=False, sources=[])
+    check_output(tmp_path, overwrite=True, sources=[])
+
+
+def test_a_finished_run_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"format": FORMAT}))
+    with pytest.raises(DistillError, match="holds a finished run; --overwrite replaces it"):
         check_output(tmp_path, overwrite=False, sources=[])
     check_output(tmp_path, overwrite=True, sources=[])
 

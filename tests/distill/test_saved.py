@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot.distill import Examples, make_pieces
-from mlot.distill import run as running
 from mlot.distill.cli import main
 from mlot.distill.options import Options
+from mlot.distill.setup import Setup
 from mlot.distill.text import read_documents, split_corpus
 from mlot.distill.vocabularies import train_bpe, train_unigram
 from mlot.saved import SavedTeacher
@@ -98,11 +98,11 @@ def test_a_teacher_that_is_made_can_be_saved(text, tmp_path):
 
 
 def test_pictures_without_held_out_windows_are_of_training(run, text, tmp_path, monkeypatch):
-    known = running._Run._with_teacher
+    known = Setup.indices_with_teacher
     monkeypatch.setattr(
-        running._Run,
-        "_with_teacher",
-        staticmethod(lambda setup, sides: [] if sides is setup.held_out else known(setup, sides)),
+        Setup,
+        "indices_with_teacher",
+        lambda setup, sides: [] if sides is setup.held_out else known(setup, sides),
     )
     output = tmp_path / "again"
     assert main(command(run | {"output": output}, text, "--saved-teacher", run["saved"])) == 0
