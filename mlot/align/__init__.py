@@ -17,6 +17,7 @@ from mlot.align._text_positions import (
     batch_text_positions,
     text_positions,
 )
+from mlot.align._text_report import TextReport, text_report
 from mlot.align._tokens import TokenBytes
 from mlot.align._vocabulary_map import VocabularyMap
 
@@ -24,6 +25,7 @@ __all__ = [
     "TEXT_POSITION_FIELDS",
     "UNSERVED_REASONS",
     "AlignmentReport",
+    "TextReport",
     "TokenBytes",
     "VocabularyMap",
     "batch_pairs",
@@ -34,5 +36,6 @@ __all__ = [
     "plot",
     "report",
     "text_positions",
+    "text_report",
     "vocabulary_overlap",
 ]

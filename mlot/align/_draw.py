@@ -8,27 +8,42 @@ from itertools import pairwise
 
 from mlot._checks import count
 from mlot.align._pairs import pairs
+from mlot.align._text_positions import text_positions
 from mlot.align._tokens import Integers, TokenBytes, require_one_text
+from mlot.align._vocabulary_map import VocabularyMap
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "→", "\r": "␍"}
 _NAMES = ("student", "teacher")
+_PLAIN, _INSIDE, _UNSERVED = "0.93", "#cfe2f3", "#f4cccc"
 
 
-def draw(student: TokenBytes, teacher: TokenBytes, text: str, *, width: int = 100) -> str:
+def draw(
+    student: TokenBytes,
+    teacher: TokenBytes,
+    text: str,
+    vocabulary: VocabularyMap | None = None,
+    *,
+    width: int = 100,
+) -> str:
     r"""Draw two tokenizations of a text, one above the other, cut where positions are paired.
 
     ``│`` is a place where a position of the student and one of the teacher are paired, ``·`` an end of a
     token that is not paired, ``∅`` a token that covers no byte. Spaces are drawn as ``␣``, bytes of
     characters that are split as ``\xNN``.
 
+    With a map of the vocabularies a third line says what of the teacher's token has been read when each of
+    the student's tokens is predicted: nothing, ``∅``, at a boundary of both; ``✗`` where the position has no
+    target.
+
     Args:
         student: tokens of the student.
         teacher: tokens of the teacher, of the same text.
         text: the text.
+        vocabulary: the map of the two tokenizers, for the third line.
         width: columns after which the picture goes on below.
 
     Returns:
-        The picture, two lines for each row of it.
+        The picture, two or three lines for each row of it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -43,25 +58,23 @@ def draw(student: TokenBytes, teacher: TokenBytes, text: str, *, width: int = 10
     count("width", width)
     data = _data(student, teacher, text)
     found = pairs(student, teacher)
-    columns = list(
-        zip(
-            *(_cells(tokens, found[:, side], data) for side, tokens in enumerate((student, teacher))),
-            strict=True,
-        )
-    )
+    names = _NAMES if vocabulary is None else (*_NAMES, "read   ")
+    drawn = [_cells(_shown(tokens, data), found[:, side]) for side, tokens in enumerate((student, teacher))]
+    if vocabulary is not None:
+        drawn.append(_cells(_read(student, teacher, data, vocabulary), found[:, 0]))
     rows: list[str] = []
-    lines, used = ["", ""], 0
-    for cells in columns:
+    lines, used = [""] * len(names), 0
+    for cells in zip(*drawn, strict=True):
         size = max(map(_columns, cells)) + 1
         if used and used + size > width:
-            rows += [f"{name} {line}" for name, line in zip(_NAMES, lines, strict=True)] + [""]
-            lines, used = ["", ""], 0
+            rows += [f"{name} {line}" for name, line in zip(names, lines, strict=True)] + [""]
+            lines, used = [""] * len(names), 0
         lines = [
             f"{line}{cell}{' ' * (size - 1 - _columns(cell))}│"
             for line, cell in zip(lines, cells, strict=True)
         ]
         used += size
-    return "\n".join(rows + [f"{name} {line}" for name, line in zip(_NAMES, lines, strict=True)])
+    return "\n".join(rows + [f"{name} {line}" for name, line in zip(names, lines, strict=True)])
 
 
 def plot(
@@ -69,16 +82,21 @@ def plot(
     teacher: TokenBytes,
     text: str,
     path: str | os.PathLike[str],
+    vocabulary: VocabularyMap | None = None,
     *,
     bytes_per_row: int = 80,
 ) -> None:
     """Plot two tokenizations of a text as rows of boxes, joined where positions are paired.
+
+    With a map of the vocabularies the student's boxes say what predicts them: white at a boundary of both,
+    blue inside of a token of the teacher, red where there is no target.
 
     Args:
         student: tokens of the student, drawn above.
         teacher: tokens of the teacher, of the same text.
         text: the text.
         path: the picture; its ending says the format (png, svg, pdf).
+        vocabulary: the map of the two tokenizers, for the colours.
         bytes_per_row: bytes of text after which the picture goes on below.
 
     Raises:
@@ -93,18 +111,19 @@ def plot(
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install matplotlib") from error
     found = pairs(student, teacher)
+    own = _colors(student, teacher, data, vocabulary)
     rows = max(1, -(-len(data) // bytes_per_row))
     figure = Figure(figsize=(min(bytes_per_row, max(len(data), 10)) * 0.16 + 1, 1.1 * rows + 0.4))
     all_axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for row, axes in enumerate(all_axes):
         low, high = row * bytes_per_row, min((row + 1) * bytes_per_row, len(data))
-        for height, tokens in ((1.0, student), (0.0, teacher)):
-            for start, end in zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True):
+        for height, tokens, colors in ((1.0, student, own), (0.0, teacher, [_PLAIN] * len(teacher))):
+            for start, end, color in zip(tokens.starts.tolist(), tokens.ends.tolist(), colors, strict=True):
                 left, right = max(start, low), min(end, high)
                 if left >= right:
                     continue
                 axes.broken_barh(
-                    [(left, right - left)], (height + 0.1, 0.7), facecolor="0.93", edgecolor="0.4"
+                    [(left, right - left)], (height + 0.1, 0.7), facecolor=color, edgecolor="0.4"
                 )
                 label = _plain(printable(data[start:end])) if left == start else "…"
                 middle = (left + right) / 2
@@ -120,6 +139,18 @@ def plot(
     figure.savefig(path)
 
 
+def _colors(
+    student: TokenBytes, teacher: TokenBytes, data: bytes, vocabulary: VocabularyMap | None
+) -> list[str]:
+    """Colours of the student's tokens; the first one is predicted by nothing."""
+    if vocabulary is None:
+        return [_PLAIN] * len(student)
+    colors = [_PLAIN, *[_UNSERVED] * (len(student) - 1)][: len(student)]
+    for i, _, depth, *_ in text_positions(student, teacher, data, vocabulary).tolist():
+        colors[i + 1] = _INSIDE if depth else "white"
+    return colors
+
+
 def _data(student: TokenBytes, teacher: TokenBytes, text: str) -> bytes:
     require_one_text(student, teacher)
     if not isinstance(text, str):
@@ -132,11 +163,23 @@ def _data(student: TokenBytes, teacher: TokenBytes, text: str) -> bytes:
     return data
 
 
-def _cells(tokens: TokenBytes, positions: Integers, data: bytes) -> list[str]:
-    """Tokens between one paired position and the next, drawn."""
-    shown = [printable(data[a:b]) for a, b in zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)]
+def _cells(shown: list[str], positions: Integers) -> list[str]:
+    """What is drawn of each token, joined between one paired position and the next."""
     cuts = [0, *(positions + 1).tolist(), len(shown)]
     return ["·".join(shown[a:b]) for a, b in pairwise(cuts)]
+
+
+def _shown(tokens: TokenBytes, data: bytes) -> list[str]:
+    return [printable(data[a:b]) for a, b in zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)]
+
+
+def _read(student: TokenBytes, teacher: TokenBytes, data: bytes, vocabulary: VocabularyMap) -> list[str]:
+    """What of the teacher's token has been read before each of the student's; the first is not predicted."""
+    read = ["✗"] * len(student)
+    read[:1] = [" "][: len(student)]
+    for i, j, depth, *_ in text_positions(student, teacher, data, vocabulary).tolist():
+        read[i + 1] = printable(vocabulary.teacher_bytes[int(teacher.ids[j + 1])][:depth])
+    return read
 
 
 def printable(piece: bytes) -> str:

@@ -24,7 +24,7 @@ from mlot.align._readings import Readings, readings
 from mlot.align._roles import corresponding
 from mlot.align._spelling import Spelling
 from mlot.align._strings import Strings, prefix_ranges
-from mlot.align._tokens import Integers
+from mlot.align._tokens import Booleans, Integers
 from mlot.text import TextPlan
 
 _FORMAT = "mlot.vocabulary_map.1"
@@ -183,16 +183,13 @@ class VocabularyMap:
             reading: ``"canonical"``: a teacher token is followed by what the student's own tokenization of it
                 has, and by the longest token where there is none; ``"longest"``: always by the longest.
         """
-        first = self.longest[self.offsets[:-1]]
-        lengths = np.diff(self.offsets)
-        whole = (first >= 0) & (self.student_bytes.lengths_of(first.astype(np.int64)) == lengths)
         return TextPlan(
             self.order,
             self.offsets,
             self.longest,
             self.canonical,
             self.segmentation,
-            np.where(whole, first, -1),
+            np.where(self.whole, self.longest[self.offsets[:-1]], -1),
             self.roles,
             self.student_vocab_size,
             self.teacher_vocab_size,
@@ -309,6 +306,31 @@ class VocabularyMap:
     def ranges(self) -> NDArray[np.int32]:
         """Start, low, high, as of `prefix_ranges`, of the bytes before each entry, ``(3, offsets[-1])``."""
         return prefix_ranges(Strings.of(self._sorted))
+
+    @cached_property
+    def whole(self) -> Booleans:
+        """Which of the sorted teacher tokens spell a token of the student, ``(N,)``."""
+        first = self.longest[self.offsets[:-1]].astype(np.int64)
+        whole: Booleans = self.student_bytes.lengths_of(first) == np.diff(self.offsets)
+        return whole
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """Shares of the teacher's tokens with text, 0 where there are none.
+
+        Those that spell a token of the student, that begin with a shorter one, and with none; and those that
+        the student's own tokenization is known of.
+        """
+        if not len(self):
+            return 0.0, 0.0, 0.0, 0.0
+        first = self.offsets[:-1]
+        equal, nothing = self.whole.mean(), (self.longest[first] < 0).mean()
+        return (
+            float(equal),
+            float(1 - equal - nothing),
+            float(nothing),
+            float((self.canonical[first] >= 0).mean()),
+        )
 
     @cached_property
     def rank(self) -> Integers:
