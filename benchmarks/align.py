@@ -11,9 +11,8 @@ import torch
 
 from benchmarks.contestant import Findings, Row
 from benchmarks.timing import interleaved
+from mlot._hf.made import standard_library_documents, train_bpe, train_unigram
 from mlot.align import byte_ranges, pairs
-from mlot.distill.text import standard_library_documents
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 _QUANTITY = "byte-exact pairs"
 _BASELINE = "tokenizing with both tokenizers"

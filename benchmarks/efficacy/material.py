@@ -25,10 +25,9 @@ from benchmarks.efficacy.sizes import ModelSize, Size
 from benchmarks.efficacy.texts import Texts, collect
 from benchmarks.efficacy.training import batches, fit, mean_cross_entropy, order
 from benchmarks.efficacy.windows import Tokens, Window, cloze, cut, tokens, words
+from mlot._hf.made import make_llama, train_bpe, train_unigram
 from mlot._hf.tokenizers import start_token, token_ids
 from mlot.align import batch_pairs, byte_ranges, pairs
-from mlot.distill.models import make_llama
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 _SIDES = ("student", "teacher")
 _ORDER_SEED, _GENERATION_SEED, _MODEL_SEED, _CLOZE_SEED = 77, 78, 79, 80

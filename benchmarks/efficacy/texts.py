@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy
 import scipy
 
-from mlot.distill.text import standard_library_documents
+from mlot._hf.made import standard_library_documents
 
 #: Shares of the documents' characters: what teachers learn from, students learn from, the search measures on,
 #: and the comparison measures on.

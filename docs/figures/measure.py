@@ -27,10 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlot
 from mlot import align
+from mlot._hf.made import standard_library_documents
 from mlot._hf.tokenizers import token_ids
 from mlot.distill import make_pieces
 from mlot.distill.options import QUICK
-from mlot.distill.text import split_corpus, standard_library_documents
+from mlot.training._corpus import split_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"

@@ -13,13 +13,13 @@ require_packages(__name__, "demo", (*HF_PACKAGES, "matplotlib>=3.9", "jinja2>=3.
 
 #: Where public names come from; imported when they are asked for, since the command starts without them.
 _MODULES = {
-    "DistillError": "errors",
-    "Examples": "pieces",
-    "Piece": "pieces",
-    "Score": "evaluation",
-    "difference_interval": "evaluation",
-    "evaluate_bits": "evaluation",
-    "make_pieces": "pieces",
+    "DistillError": "mlot.distill.errors",
+    "Examples": "mlot.training._windows",
+    "Piece": "mlot.training._windows",
+    "Score": "mlot.training._score",
+    "difference_interval": "mlot.training._score",
+    "evaluate_bits": "mlot.training._score",
+    "make_pieces": "mlot.training._windows",
 }
 __all__ = [*_MODULES]
 
@@ -27,4 +27,4 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from mlot._hf.tokenizers import start_token, token_ids
 from mlot.distill import lora
-from mlot.distill.evaluation import Score, evaluate_bits
-from mlot.distill.pieces import Examples, Piece
+from mlot.training._score import Score, evaluate_bits
+from mlot.training._windows import Examples, Piece
 
 _PROMPTS, _PROMPT_CHARACTERS, _NEW_TOKENS = 3, 40, 60
 

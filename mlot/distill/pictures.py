@@ -20,8 +20,8 @@ from mlot.align._reader import Reader
 from mlot.align._scheme import guess
 from mlot.backends.torch.select import STD_OFFSET
 from mlot.distill.party import Party
-from mlot.distill.pieces import Examples
 from mlot.training._batch import Batch
+from mlot.training._windows import Examples
 
 #: The example shown is that whose longer tokenization is nearest to so many tokens; of one with more than the
 #: most, the beginning is shown.

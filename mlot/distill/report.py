@@ -11,9 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from mlot.align import AlignmentReport
-from mlot.distill.evaluation import Score, difference_interval
 from mlot.distill.output import FORMAT
 from mlot.distill.pictures import Floats, Pictures
+from mlot.training._score import Score, difference_interval
 
 #: With fewer held-out documents than this, resampling them says nothing.
 FEWEST_DOCUMENTS = 10

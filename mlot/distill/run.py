@@ -23,12 +23,12 @@ from mlot.distill.hardware import device, environment
 from mlot.distill.output import PAGE, check_output, check_saving, staging
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter
-from mlot.distill.pieces import Examples
 from mlot.distill.progress import TrainingProgress
 from mlot.distill.setup import Setup, Sides, prepare
 from mlot.distill.stages import Stages, kept
 from mlot.saved import SavedTeacher, save_teacher
 from mlot.training import MultiLevelOTTrainer
+from mlot.training._windows import Examples
 
 
 def run(settings: Settings, console: Console, messages: Console) -> reports.RunReport:

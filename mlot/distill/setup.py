@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from mlot import Traces, mask_from_labels
+from mlot._examples import Example, read_examples
 from mlot._hf.loading import load_model, load_tokenizer, require_length
+from mlot._hf.made import make_llama, standard_library_documents, train_bpe, train_unigram
 from mlot._hf.tokenizers import start_token, token_ids
 from mlot.align import AlignmentReport, byte_ranges, report
 from mlot.distill.arguments import Settings
 from mlot.distill.errors import DistillError, refusing
-from mlot.distill.models import make_llama
-from mlot.distill.options import Options
+from mlot.distill.options import Options, typed
 from mlot.distill.party import Party
-from mlot.distill.pieces import Examples, make_pieces
-from mlot.distill.text import Corpus, read_documents, split_corpus, standard_library_documents
-from mlot.distill.vocabularies import train_bpe, train_unigram
 from mlot.saved import SavedTeacher, fingerprint
+from mlot.training._corpus import Corpus, split_corpus, split_text
+from mlot.training._windows import Examples, make_pieces
 
 #: Held-out pieces on which the alignment is reported.
 _SAMPLE = 64
@@ -123,6 +123,21 @@ class Setup:
         return [n for n, key in enumerate(keys) if key not in missing]
 
 
+def read_documents(paths: Sequence[str | Path]) -> list[Example]:
+    """Read files: of text, which is split into documents, and of examples, each of which is a document.
+
+    Raises:
+        DistillError: there is no such file, it cannot be read, or nothing in it is to be learnt.
+    """
+    with refusing():
+        documents = read_examples(paths, "--text", cut=split_text)
+    learnt = [each for each in documents if each.text.strip()]
+    if not learnt:
+        shown = ", ".join(repr(str(path)) for path in paths)
+        raise DistillError(f"--text: expected some text to learn, but {shown} has none")
+    return learnt
+
+
 def prepare(settings: Settings) -> Setup:
     """Read the text, then make or read tokenizers and models, all before anything that takes time.
 
@@ -131,11 +146,12 @@ def prepare(settings: Settings) -> Setup:
     """
     options = settings.options
     documents: Sequence[Any] = read_documents(options.text) if options.text else standard_library_documents()
-    if options.eval_file is None:
-        corpus = split_corpus(documents, options.held_out, settings.arguments.seed)
-    else:
-        corpus = Corpus.of(documents, read_documents(options.eval_file))
-    return _made(settings, corpus) if options.made_here else _loaded(settings, corpus)
+    with refusing(typed):
+        if options.eval_file is None:
+            corpus = split_corpus(documents, options.held_out, settings.arguments.seed)
+        else:
+            corpus = Corpus.of(documents, read_documents(options.eval_file))
+        return _made(settings, corpus) if options.made_here else _loaded(settings, corpus)
 
 
 def _made(settings: Settings, corpus: Corpus) -> Setup:

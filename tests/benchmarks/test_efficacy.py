@@ -28,7 +28,7 @@ from benchmarks.efficacy.training import order
 from benchmarks.efficacy.trials import Trial, cells, grid, search
 from benchmarks.efficacy.windows import cut
 from benchmarks.efficacy.work import OtherStudyError, Study
-from mlot.distill.text import standard_library_documents
+from mlot._hf.made import standard_library_documents
 
 ROOT = Path(__file__).parents[2]
 TINY = SIZES["tiny"]

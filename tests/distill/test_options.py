@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_cases import SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot import MultiLevelOTConfig
+from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill import run as running
 from mlot.distill.arguments import Settings
 from mlot.distill.cli import main
 from mlot.distill.errors import DistillError
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from mlot.align import AlignmentReport
 from mlot.distill.draw import legible
-from mlot.distill.evaluation import Score
 from mlot.distill.page import render
 from mlot.distill.pictures import Match, Pictures, Segment
 from mlot.distill.report import (
@@ -28,6 +27,7 @@ from mlot.distill.report import (
     table,
     verdict,
 )
+from mlot.training._score import Score
 
 NASTY = (
     "</pre><script>alert('x')</script>\" onload='1' {{ 7*7 }} {% endif %} &amp; \u202e\x00\x1b[31m 漢字 🤖"

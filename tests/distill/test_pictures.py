@@ -10,11 +10,10 @@ from transformers import set_seed
 
 import mlot
 from mlot._examples import Example
+from mlot._hf.made import make_llama, train_bpe, train_unigram
 from mlot.distill import Examples, Piece, make_pieces
-from mlot.distill.models import make_llama
 from mlot.distill.party import Party
 from mlot.distill.pictures import Painter, spell
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 TEXTS = [
     "Return the sum of a sequence, however long it is. ☃",

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from distill_cases import SHORT, run_without_training, save_gpt2, save_llama
+from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill.cli import main
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 WORDS = "the of and Größe to in is you that it he was for on are as with they ☃ be at one have this".split()
 TEMPLATES = (

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from distill_cases import SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
+from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill.cli import main
-from mlot.distill.vocabularies import train_bpe, train_unigram
 
 
 @pytest.fixture(scope="module")

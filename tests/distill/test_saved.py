@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
+from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill import Examples, make_pieces
 from mlot.distill.cli import main
 from mlot.distill.options import Options
-from mlot.distill.setup import Setup
-from mlot.distill.text import read_documents, split_corpus
-from mlot.distill.vocabularies import train_bpe, train_unigram
+from mlot.distill.setup import Setup, read_documents
 from mlot.saved import SavedTeacher
+from mlot.training._corpus import split_corpus
 
 
 @pytest.fixture(scope="module")

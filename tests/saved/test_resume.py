@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 import torch
 
 import saved_models
-from mlot.distill.vocabularies import train_bpe
+from mlot._hf.made import train_bpe
 from mlot.saved import SavedTeacher, save_teacher, verify_folder
 from saved_cases import files_of
 from saved_models import LONGEST, TEXTS, llama

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mlot.distill import run as run_module
-from mlot.distill.text import read_documents
+from mlot.distill.setup import read_documents
 
 MADE = [
     "--teacher-vocabulary",

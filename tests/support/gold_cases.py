@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mlot.distill.vocabularies import train_bpe
+from mlot._hf.made import train_bpe
 
 PROMPTS = ["The sun is", "Add two and two:", "Where is the café?"]
 COMPLETIONS = [

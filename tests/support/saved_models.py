@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import mlot
-from mlot.distill.vocabularies import train_bpe
+from mlot._hf.made import train_bpe
 from mlot.saved import SavedTeacher
 from problems import as_numpy
 

@@ -253,7 +253,7 @@ def trainer(gold: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import datasets
     from trl.experimental.gold import GOLDConfig
 
-    from mlot.distill.models import make_llama
+    from mlot._hf.made import make_llama
 
     folder: Path = tmp_path_factory.mktemp("gold")
     student_tokenizer, teacher_tokenizer = tokenizers()

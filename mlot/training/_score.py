@@ -12,9 +12,9 @@ from scipy import stats
 from torch import nn
 
 from mlot._hf.heads import evaluating
-from mlot.distill.pieces import Examples
 from mlot.training._batch import Batch
 from mlot.training._bits import example_sums
+from mlot.training._windows import Examples
 
 
 @dataclass(frozen=True, eq=False)

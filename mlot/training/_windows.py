@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mlot._examples import Example
 from mlot._hf.tokenizers import token_ids
-from mlot.distill.errors import DistillError
-from mlot.distill.text import as_documents
-from mlot.training import DistillationCollator, Truncation
+from mlot.training._collator import DistillationCollator
+from mlot.training._corpus import as_documents
+from mlot.training._examples import Truncation
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def make_pieces(
         mark_end: whether documents end with the eos token.
 
     Raises:
-        DistillError: ``length`` is too small for a single character.
+        ValueError: ``length`` is too small for a single character.
     """
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -122,8 +122,8 @@ class Examples(Dataset[dict[str, Any]]):
             try:
                 self._found[index] = _compact(self._collators[piece.ends].prepare(piece.example))
             except (TypeError, ValueError) as error:
-                where = "--text" if piece.record is None else piece.record.where
-                raise DistillError(f"{where}: {error}") from error
+                where = "text" if piece.record is None else piece.record.where
+                raise ValueError(f"{where}: {error}") from error
         return self._found[index]
 
     def keys(self) -> list[str]:
@@ -205,6 +205,6 @@ def _halve(text: str, limit: int, count: Callable[[Sequence[str]], list[int]]) -
     if count([text])[0] <= limit:
         return [text]
     if len(text) == 1:
-        raise DistillError(f"--length: expected room for the tokens of any one character, got {limit + 2}")
+        raise ValueError(f"length: expected room for the tokens of any one character, got {limit + 2}")
     middle = len(text) // 2
     return _halve(text[:middle], limit, count) + _halve(text[middle:], limit, count)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mlot._hf.made import train_bpe
 from mlot.distill import Piece, Score, difference_interval, evaluate_bits
-from mlot.distill.vocabularies import train_bpe
 from mlot.training import DistillationCollator
 
 #: Text, document, token ids.

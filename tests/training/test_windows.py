@@ -1,4 +1,4 @@
-"""The command's text, tokenizers and pieces."""
+"""Text made on the spot, documents and their split, and windows of text for two tokenizers."""
 
 import copy
 import json
@@ -14,10 +14,11 @@ import pytest
 pytest.importorskip("transformers")
 
 from mlot._examples import Example
+from mlot._hf.made import standard_library_documents, train_bpe, train_unigram
 from mlot._hf.tokenizers import token_ids
 from mlot.distill import DistillError, Examples, Piece, make_pieces
-from mlot.distill.text import read_documents, split_corpus, split_text, standard_library_documents
-from mlot.distill.vocabularies import train_bpe, train_unigram
+from mlot.distill.setup import read_documents
+from mlot.training._corpus import split_corpus, split_text
 
 TEXTS = [
     "Return the sum of a sequence.\n\n    >>> total([1, 2, 3])\n    6\n",
@@ -103,7 +104,7 @@ def test_split_keeps_equal_documents_on_one_side():
 
 
 def test_split_needs_two_documents():
-    with pytest.raises(DistillError, match=r"--text: expected at least two documents.*got 1"):
+    with pytest.raises(ValueError, match=r"text: expected at least two documents.*got 1"):
         split_corpus(["same", "same"], 0.1, 0)
 
 
@@ -212,9 +213,7 @@ def test_pieces_to_measure_with_end_nowhere(tokenizers):
 
 
 def test_piece_too_small_for_a_character():
-    with pytest.raises(
-        DistillError, match="--length: expected room for the tokens of any one character, got 4"
-    ):
+    with pytest.raises(ValueError, match="length: expected room for the tokens of any one character, got 4"):
         make_pieces(["🤖"], train_bpe(["abc"], 259, 8), train_bpe(["abc"], 259, 8), 4)
 
 
@@ -339,7 +338,7 @@ def test_what_is_too_long_is_cut_and_what_is_left_empty_dropped(tokenizers):
 def test_a_record_that_a_tokenizer_cannot_take_is_named(tokenizers):
     record = Example(RECORDS[2], "--text: line 12")
     examples = Examples([Piece(record.text, 0, True, record)], *tokenizers, 24)
-    with pytest.raises(DistillError, match="--text: line 12: student_tokenizer: expected a chat template"):
+    with pytest.raises(ValueError, match="--text: line 12: student_tokenizer: expected a chat template"):
         examples.settle()
 
 
