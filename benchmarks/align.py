@@ -1,8 +1,9 @@
-"""``python -m benchmarks align``: pairing the positions of two tokenizations, beside tokenizing the text."""
+"""``python -m benchmarks align``: pairs and rows of two tokenizations, beside tokenizing the text."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from benchmarks.contestant import Findings, Row
 from benchmarks.timing import interleaved
 from mlot._hf.made import standard_library_documents, train_bpe, train_unigram
-from mlot.align import byte_ranges, pairs
+from mlot.align import VocabularyMap, byte_ranges, pairs, text_positions
 
 _QUANTITY = "byte-exact pairs"
+_TEXT = "rows of the plan from the text"
 _BASELINE = "tokenizing with both tokenizers"
 
 Pairs = list[list[list[int]]]
@@ -29,7 +31,10 @@ def run(options: argparse.Namespace) -> Findings:
         train_bpe(documents, options.teacher_vocabulary, 128),
     )
     encodings = [[_encode(tokenizer, text) for text in documents] for tokenizer in tokenizers]
-    rows = _measure(documents, tokenizers, encodings, options.repeats)
+    begin = time.perf_counter()
+    vocabulary = VocabularyMap.from_tokenizers(*tokenizers)
+    made = time.perf_counter() - begin
+    rows = _measure(documents, tokenizers, encodings, vocabulary, options.repeats)
     rates = ", ".join(f"{row.name} {size / 1e6 / row.median_seconds:.1f}" for row in rows if row.seconds)
     tokens = " and ".join(f"{sum(len(one.ids) for one in side):,}" for side in encodings)
     return Findings(
@@ -38,6 +43,7 @@ def run(options: argparse.Namespace) -> Findings:
             f"The standard library's docstrings: {size:,} bytes, {len(documents)} documents, {tokens} tokens",
             f"Megabytes of text per second: {rates}.",
             "The comparison of byte prefixes steps through both sides in plain Python, by the tokens' bytes.",
+            f"The map of the two vocabularies is made once, in {made:.2f} s.",
         ),
     )
 
@@ -71,7 +77,11 @@ def prefix_pairs(student: Any, teacher: Any) -> list[list[int]]:
 
 
 def _measure(
-    documents: Sequence[str], tokenizers: Sequence[Any], encodings: Sequence[Sequence[Any]], repeats: int
+    documents: Sequence[str],
+    tokenizers: Sequence[Any],
+    encodings: Sequence[Sequence[Any]],
+    vocabulary: VocabularyMap,
+    repeats: int,
 ) -> list[Row]:
     ids = [[one.ids for one in side] for side in encodings]
     actions: dict[str, Callable[[], Pairs]] = {
@@ -91,9 +101,13 @@ def _measure(
         row.is_reference = row is rows[0]
         row.agrees = pairs_of_row == found[0]
         row.value_difference = abs(row.value - float(sum(map(len, found[0])))) / max(row.value, 1.0)
+    served = partial(_served, documents, tokenizers, encodings, vocabulary)
+    remark = "positions of the student that have a target"
+    text = Row("mlot.align, from encodings to rows", _TEXT, _BASELINE, False, remark, True, section=_TEXT)
+    text.value = float(served())
     base = Row(_BASELINE, _QUANTITY, _BASELINE, False, "what pairing comes on top of", False, _QUANTITY)
-    everything = [*actions.values(), partial(_tokenize, documents, tokenizers)]
-    rows.append(base)
+    everything = [*actions.values(), partial(_tokenize, documents, tokenizers), served]
+    rows += [base, text]
     for row, seconds in zip(rows, interleaved(everything, repeats, torch.device("cpu")), strict=True):
         row.seconds = seconds
     for row in rows:
@@ -122,3 +136,20 @@ def _pairs(
         )
         found.append(pairs(one, other).tolist())
     return found
+
+
+def _served(
+    documents: Sequence[str],
+    tokenizers: Sequence[Any],
+    encodings: Sequence[Sequence[Any]],
+    vocabulary: VocabularyMap,
+) -> int:
+    """Number of the student's positions that have a target."""
+    count = 0
+    for n, text in enumerate(documents):
+        one, other = (
+            byte_ranges(tokenizer, text, encoding=side[n])
+            for tokenizer, side in zip(tokenizers, encodings, strict=True)
+        )
+        count += len(text_positions(one, other, text, vocabulary))
+    return count

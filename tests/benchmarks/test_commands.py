@@ -185,4 +185,5 @@ def test_align_command(tmp_path, capsys):
         assert rows[name]["agrees"]
         assert rows[name]["value"] == reference["value"]
         assert rows[name]["time_ratio"] > 0
+    assert rows["mlot.align, from encodings to rows"]["value"] > reference["value"]
     assert "Megabytes of text per second: " in " ".join(found["notes"])
