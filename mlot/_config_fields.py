@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mlot.config import MultiLevelOTConfig
 
+#: Default of settings that may be ``None``.
+PRESET = "preset"
 #: How a shell says ``None``.
 _NONE = ("none", "null")
 
@@ -34,15 +36,34 @@ def setting_help(name: str) -> str:
 def setting_fields() -> list[tuple[str, Any, Any]]:
     """Name, type and field of every setting of the loss, for ``dataclasses.make_dataclass``.
 
-    Settings that may be ``None`` take strings, too, so that ``HfArgumentParser`` lets ``none`` pass; see
-    `from_shell`.
+    The default of each is the preset's that ``matching`` names, see `preset_of`: ``None`` stands for it, or
+    ``"preset"`` where ``None`` is a value. Those take strings, so that ``HfArgumentParser`` lets ``none``
+    pass; see `from_shell`.
     """
     made = []
     for name, (kinds, optional) in setting_types().items():
-        default = MultiLevelOTConfig.__dataclass_fields__[name].default
-        annotation: Any = Union[(*kinds, str, NoneType)] if optional else kinds[0]
+        members = (*kinds, str, NoneType) if optional else (kinds[0], NoneType)
+        annotation: Any = Union[members]  # noqa: UP007
+        default = PRESET if optional else None
         made.append((name, annotation, field(default=default, metadata={"help": setting_help(name)})))
     return made
+
+
+def preset_of(matching: str | None) -> MultiLevelOTConfig:
+    """Settings that are the defaults with a matching: the text's plan has its own, others the paper's."""
+    return MultiLevelOTConfig.text() if matching == "text" else MultiLevelOTConfig.paper()
+
+
+def settings_of(given: Any) -> dict[str, Any]:
+    """The settings of the loss among some arguments, those of the preset where none was given."""
+    preset = preset_of(given.matching)
+    values = {name: from_shell(name, getattr(given, name)) for name in setting_types()}
+    return {
+        name: getattr(preset, name)
+        if value == PRESET or (value is None and not setting_types()[name][1])
+        else value
+        for name, value in values.items()
+    }
 
 
 def setting_types() -> dict[str, tuple[tuple[Any, ...], bool]]:
@@ -68,6 +89,8 @@ def from_shell(name: str, value: Any) -> Any:
     """
     kinds, optional = setting_types()[name]
     if not optional or not isinstance(value, str) or str in kinds:
+        return value
+    if value == PRESET:
         return value
     if value.lower() in _NONE:
         return None

@@ -18,8 +18,8 @@ class MultiLevelOTConfig:
     `mlot.nn.MultiLevelOTLoss`.
 
     Args:
-        k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank matching
-            alone can pair.
+        k: columns kept of each model, cut to the narrower vocabulary; ``None`` keeps all, which rank
+            matching and the plan from the text alone can.
         matching: ``"optimal"`` (eq. 11), ``"greedy"``, ``"rank"`` (by mass, no assignment); ``"sinkhorn"``, a
             soft plan between the k heaviest columns of each model in place of the map; or ``"text"``, the
             plan that the bytes of the tokens give (see `mlot.text_targets`), where ``k`` is the number of
@@ -81,9 +81,10 @@ class MultiLevelOTConfig:
         _checks.count("k", self.k, allow_none=True)
         _checks.choice("matching", self.matching, ("optimal", "greedy", "rank", "sinkhorn", "text"))
         _checks.count("pool", self.pool, allow_none=True)
-        if self.k is None and self.matching != "rank":
+        if self.k is None and self.matching not in ("rank", "text"):
             raise ValueError(
-                f"k: expected a number, since only matching='rank' takes None, got {self.matching!r}"
+                "k: expected a number, since only matching='rank' and 'text' take None, "
+                f"got {self.matching!r}"
             )
         if self.pool is not None and self.k is not None and self.pool < self.k:
             raise ValueError(f"pool: expected at least k = {self.k} candidates, got {self.pool}")
@@ -101,6 +102,11 @@ class MultiLevelOTConfig:
         _checks.number("tol", self.tol, allow_none=True, allow_zero=True)
         _checks.choice("token_cost", self.token_cost, ("l1", "log"))
         _checks.choice("sequence_cost", self.sequence_cost, ("l1", "log"))
+
+
+def default_alpha(config: MultiLevelOTConfig) -> float:
+    """Weight of the loss against cross-entropy, where none is given."""
+    return 1.0 if config.matching == "text" else 0.15
 
 
 def checked_config(value: MultiLevelOTConfig | None, name: str = "config") -> MultiLevelOTConfig:

@@ -14,12 +14,13 @@ from mlot._composite import Composite
 from mlot._result import MultiLevelOTResult
 from mlot.backends import get_backend
 from mlot.backends.torch.ops import cross_entropy
-from mlot.config import MultiLevelOTConfig, checked_config
+from mlot.config import MultiLevelOTConfig, checked_config, default_alpha
 from mlot.divergences import uld
 from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.sources import LinearHead
 from mlot.teachers import MultiTeacherResult, Teacher, multi_teacher_ot
+from mlot.text import TextPositions
 
 __all__ = ["DistillationTerms", "MultiLevelOTLoss", "ULDLoss"]
 
@@ -57,7 +58,8 @@ class MultiLevelOTLoss(nn.Module):
 
     Args:
         config: settings of the transport; ``None`` means the paper's.
-        alpha: weight of the distillation term; with 0 it is not computed.
+        alpha: weight of the distillation term; with 0 it is not computed. ``None``: the paper's 0.15, and 1
+            for ``matching="text"``.
 
     Raises:
         TypeError, ValueError: a setting is of the wrong kind or out of range.
@@ -71,11 +73,11 @@ class MultiLevelOTLoss(nn.Module):
     >>> loss.backward()
     """
 
-    def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float = 0.15) -> None:
+    def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float | None = None) -> None:
         super().__init__()
         self.config = checked_config(config)
-        _checks.number("alpha", alpha, allow_zero=True)
-        self.alpha = alpha
+        _checks.number("alpha", alpha, allow_zero=True, allow_none=True)
+        self.alpha = default_alpha(self.config) if alpha is None else alpha
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, config={self.config}"
@@ -89,10 +91,17 @@ class MultiLevelOTLoss(nn.Module):
         num_items_in_batch: float | Tensor | None = None,
         *,
         pairs: Tensor | None = None,
+        text: TextPositions | None = None,
     ) -> Tensor:
         """Compute the loss; see `terms`."""
         return self.terms(
-            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs=pairs
+            student_logits,
+            teacher_logits,
+            student_labels,
+            teacher_labels,
+            num_items_in_batch,
+            pairs=pairs,
+            text=text,
         ).loss
 
     def terms(
@@ -104,6 +113,7 @@ class MultiLevelOTLoss(nn.Module):
         num_items_in_batch: float | Tensor | None = None,
         *,
         pairs: Tensor | None = None,
+        text: TextPositions | None = None,
     ) -> DistillationTerms:
         """Compute the loss and its terms.
 
@@ -111,7 +121,7 @@ class MultiLevelOTLoss(nn.Module):
             student_logits: ``(B, T_s, V_s)`` logits, a `mlot.LinearHead`, or a
                 `mlot.distributed.VocabShard` of either.
             teacher_logits: the same of the teacher, ``(B, T_t, V_t)``, `mlot.TopKLogprobs`, `mlot.Traces`
-                saved earlier, or a sequence of `mlot.Teacher`.
+                saved earlier, `mlot.TextTargets`, or a sequence of `mlot.Teacher`.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 where the token is no target.
             teacher_labels: the same for the teacher, ``(B, T_t)``; ``None`` for traces, which know their
                 mask, and for top-k log-probabilities, of which the positions with an entry count. With
@@ -121,6 +131,7 @@ class MultiLevelOTLoss(nn.Module):
                 what transformers' ``Trainer`` passes under gradient accumulation.
             pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
                 Several teachers bring their own.
+            text: with ``matching="text"``, where the student reads in the teacher's tokens.
 
         Returns:
             `DistillationTerms`.
@@ -129,6 +140,8 @@ class MultiLevelOTLoss(nn.Module):
             TypeError, ValueError: an argument is of the wrong kind, shape or range.
         """
         if _several(teacher_logits):
+            if text is not None:
+                raise ValueError("text: expected None with several teachers, which bring mlot.TextTargets")
             return self._several(
                 student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs
             )
@@ -145,6 +158,7 @@ class MultiLevelOTLoss(nn.Module):
                 pairs=pairs,
                 config=self.config,
                 num_items=num_items_in_batch,
+                text=text,
             )
         nll = mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
         return self._sum(nll, ot)

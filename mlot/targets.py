@@ -140,10 +140,7 @@ def text_sides(
         xp, (student, teacher, student_mask) = _arguments.resolve(arguments, backend)
         student_mask = _arguments.source_and_mask(xp, "student", student, "student_mask", student_mask)
         _arguments.source_and_mask(xp, "teacher", teacher, "teacher_mask", None)
-        if teacher.temperature != config.temperature:
-            raise ValueError(
-                f"teacher: expected targets at temperature {config.temperature}, got {teacher.temperature}"
-            )
+        require_targets(config, teacher, "teacher")
         return xp, student, teacher, student_mask
     if text is None:
         raise ValueError("text: expected TextPositions with matching='text', or a teacher of TextTargets")
@@ -156,12 +153,25 @@ def text_sides(
     return xp, student, _targets(xp, text.plan, values, k, config.temperature, MIN_SERVED), student_mask
 
 
-def require_no_text(teacher: Any, text: Any, name: str = "teacher") -> None:
+def require_no_text(teacher: Any, text: Any) -> None:
     """Refuse what only the plan from the text can use."""
     if isinstance(teacher, TextTargets):
-        raise TypeError(f"{name}: TextTargets need matching='text'")
+        raise TypeError("teacher: TextTargets need matching='text'")
     if text is not None:
         raise ValueError("text: expected None unless matching is 'text'")
+
+
+def require_targets(config: MultiLevelOTConfig, source: Any, name: str) -> None:
+    """Require targets with the plan from the text, and none without."""
+    if (config.matching == "text") != isinstance(source, TextTargets):
+        wanted = "TextTargets" if config.matching == "text" else "another source than TextTargets"
+        raise TypeError(
+            f"{name}: expected {wanted} with matching={config.matching!r}, got {type_name(source)}"
+        )
+    if isinstance(source, TextTargets) and source.temperature != config.temperature:
+        raise ValueError(
+            f"{name}: expected targets at temperature {config.temperature}, got {source.temperature}"
+        )
 
 
 def _text_arguments(teacher: Any, text: Any, **others: Any) -> dict[str, Any]:

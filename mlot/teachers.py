@@ -15,6 +15,7 @@ from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.divergences import check_reduction, weighted
 from mlot.losses import columns_of, loss_of, traces_of
 from mlot.sources import Source
+from mlot.targets import require_targets, text_loss
 from mlot.traces import Traces
 
 
@@ -23,7 +24,8 @@ class Teacher:
     """One of several teachers.
 
     Args:
-        source: logits ``(B, T_t, V_t)``, a `LinearHead`, `TopKLogprobs`, or `Traces`.
+        source: logits ``(B, T_t, V_t)``, a `LinearHead`, `TopKLogprobs`, `Traces`, or `TextTargets` for
+            ``matching="text"``.
         weight: factor of this teacher's loss; with 0 it is computed and left out of the sum.
         mask: positions whose prediction counts, ``(B, T_t)`` booleans; ``None`` means all.
         pairs: ``(B, P, 2)`` integers ``[student position, teacher position]``, padded by -1; ``None`` pairs
@@ -124,11 +126,21 @@ def multi_teacher_ot(
         name, (source, mask, pairs) = f"teachers[{m}]", parts[3 * m : 3 * m + 3]
         mask = _arguments.source_and_mask(xp, f"{name}.source", source, f"{name}.mask", mask)
         _arguments.same_batch(student, source, f"{name}.source")
+        require_targets(each, source, f"{name}.source")
+        if each.matching == "text":
+            sides.append((source, mask, pairs, 0, 1))
+            continue
         pairs = _arguments.pairs(xp, pairs, student, source, student_mask, mask, f"{name}.pairs")
         sides.append((source, mask, pairs, *columns_of(each, student, source)))
-    selected = _student_traces(xp, student, student_mask, configs, [pool for *_, pool in sides])
+    columns = [(each, side[4]) for each, side in zip(configs, sides, strict=True) if each.matching != "text"]
+    selected = _student_traces(xp, student, student_mask, columns)
     results = []
     for m, (each, (source, mask, pairs, k, pool)) in enumerate(zip(configs, sides, strict=True)):
+        if each.matching == "text":
+            results.append(
+                text_loss(xp, student, source, student_mask, each, reduction, num_items, return_plan)
+            )
+            continue
         traces = traces_of(xp, source, mask, k, each, f"teachers[{m}].source")
         pooled = traces_of(xp, selected[_key(each)], student_mask, pool, each, "student")
         results.append(loss_of(xp, pooled, traces, pairs, each, reduction, num_items, return_plan))
@@ -156,14 +168,13 @@ def _key(config: MultiLevelOTConfig) -> tuple[float, bool]:
 
 
 def _student_traces(
-    xp: Backend, student: Source, mask: Array, configs: list[MultiLevelOTConfig], pools: list[int]
+    xp: Backend, student: Source, mask: Array, columns: list[tuple[MultiLevelOTConfig, int]]
 ) -> dict[tuple[float, bool], Traces]:
     """The student's traces for each key, as many columns and temperatures as any of its teachers needs."""
     selected = {}
-    for key in dict.fromkeys(map(_key, configs)):
-        members = [m for m, config in enumerate(configs) if _key(config) == key]
-        extra = tuple(dict.fromkeys(configs[m].sequence_temperature for m in members))
-        selected[key] = select_columns(
-            xp, student, mask, max(pools[m] for m in members), key[0], extra, key[1], "student"
-        )
+    for key in dict.fromkeys(_key(config) for config, _ in columns):
+        members = [(config, pool) for config, pool in columns if _key(config) == key]
+        extra = tuple(dict.fromkeys(config.sequence_temperature for config, _ in members))
+        most = max(pool for _, pool in members)
+        selected[key] = select_columns(xp, student, mask, most, key[0], extra, key[1], "student")
     return selected

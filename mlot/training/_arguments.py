@@ -9,10 +9,13 @@ import torch
 from transformers import TrainingArguments
 
 from mlot import MultiLevelOTConfig, _checks
-from mlot._config_fields import documented_settings, from_shell, setting_fields, setting_types
+from mlot._config_fields import documented_settings, setting_fields, setting_types, settings_of
+from mlot.config import default_alpha
 
 #: How HAD and SL pair positions.
 Pairs = Literal["boundary", "index"]
+#: Which positions a collator prepares.
+CollatorPairs = Literal["boundary", "index", "text"]
 
 if TYPE_CHECKING:  # which is frozen, but has the same fields
     _LossArguments = MultiLevelOTConfig
@@ -22,14 +25,18 @@ else:
 
 @dataclass
 class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type: ignore[misc]
-    """`transformers.TrainingArguments` with those of MultiLevelOT; defaults are the paper's, but for pairs.
+    """`transformers.TrainingArguments` with those of MultiLevelOT.
+
+    Settings of the loss that are not given are those of the preset that ``matching`` names:
+    `mlot.MultiLevelOTConfig.text` for ``"text"``, else the paper's.
 
     Args:
-        alpha: weight of the transport against cross-entropy; with 0 the teacher is not asked.
+        alpha: weight of the transport against cross-entropy; with 0 the teacher is not asked. ``None``: 0.15,
+            and 1 for ``matching="text"``.
         <settings of the loss>
         pairs: positions that HAD and SL compare: ``"boundary"``, those at which both have read the same
             bytes, as the batch brings them; ``"index"``, the i-th of the one with the i-th of the other,
-            which is the paper's.
+            which is the paper's. With ``matching="text"`` the text gives the positions.
         use_linear_head: whether the student's logits are never formed: its hidden states and its output
             embedding go to the loss as a `mlot.LinearHead`. Less memory, more time.
         use_teacher_linear_head: the same for the teacher.
@@ -52,9 +59,11 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
     20
     """
 
-    alpha: float = field(
-        default=0.15,
-        metadata={"help": "Weight of the transport against cross-entropy; with 0 no teacher is asked."},
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the loss against cross-entropy (0.15, with matching=text 1); 0: no teacher."
+        },
     )
     pairs: Pairs = field(
         default="boundary",
@@ -92,8 +101,10 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
     )
 
     def __post_init__(self) -> None:
-        for name in setting_types():
-            setattr(self, name, from_shell(name, getattr(self, name)))
+        for name, value in settings_of(self).items():
+            setattr(self, name, value)
+        if self.alpha is None:
+            self.alpha = default_alpha(self.ot_config())
         self._check_distillation()
         super().__post_init__()
         # There are several ways to switch compilation on, which are known by now.

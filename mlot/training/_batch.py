@@ -11,12 +11,13 @@ from torch import Tensor
 #: Prefix of what is the teacher's.
 TEACHER = "teacher_"
 #: What the models do not read. ``labels`` are unshifted, -100 where nothing is asked.
-LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS = (
+LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS, TEXT_POSITIONS = (
     "labels",
     "pairs",
     "text_mask",
     "target_bytes",
     TEACHER + "keys",
+    "text_positions",
 )
 
 
@@ -32,6 +33,7 @@ class Batch:
         pairs: ``(B, P, 2)`` positions to compare, padded by -1.
         teacher_keys: keys of a saved teacher's examples, ``(B, L)`` characters.
         text_mask: labels that stand for text, ``(B, T_s)`` booleans; others end a turn.
+        text_positions: where the student reads in the teacher's tokens, ``(B, P, 9)``, padded by -1.
         target_bytes: bytes of text that the labels of each sequence stand for, ``(B,)``.
     """
 
@@ -43,6 +45,7 @@ class Batch:
     teacher_keys: Tensor | None = None
     text_mask: Tensor | None = None
     target_bytes: Tensor | None = None
+    text_positions: Tensor | None = None
 
     @staticmethod
     def of(inputs: Mapping[str, Any]) -> Batch:
@@ -56,7 +59,7 @@ class Batch:
             raise ValueError(f"inputs: expected labels among them, got {', '.join(sorted(rest))}")
         ours = {
             name: rest.pop(name, None)
-            for name in (LABELS, TEACHER + LABELS, PAIRS, KEYS, TEXT_MASK, TARGET_BYTES)
+            for name in (LABELS, TEACHER + LABELS, PAIRS, KEYS, TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS)
         }
         teacher = {name: rest.pop(name) for name in list(rest) if name.startswith(TEACHER)}
         return Batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from mlot import _checks, mask_from_labels
 from mlot._hf.heads import longest_input
 from mlot._hf.render import render
 from mlot._hf.tokens import tokenize
-from mlot.align import batch_pairs
-from mlot.training._arguments import MultiLevelOTTrainingArguments, Pairs
-from mlot.training._batch import KEYS
+from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
+from mlot.training._arguments import CollatorPairs, MultiLevelOTTrainingArguments
+from mlot.training._batch import KEYS, TEXT_POSITIONS
 from mlot.training._examples import Pair, PreparedDataset, Truncation
 from mlot.training._heads import language_model
 from mlot.training._teacher import characters_of, given_teachers
@@ -52,6 +53,8 @@ class DistillationCollator:
       ``keys``, ``teacher_keys`` in their place, the keys of a saved teacher's examples;
     - ``pairs``, ``(B, P, 2)``, padded by -1: positions at which both models have read the same bytes of the
       common text, with ``pairs="boundary"``;
+    - ``text_positions``, ``(B, P, 9)``, padded by -1: with ``pairs="text"``, what the teacher's tokens say at
+      each of the student's positions (see `mlot.align.text_positions`);
     - ``text_mask``, ``(B, T_s)``, labels that stand for text, and ``target_bytes``, ``(B,)``, the bytes of
       that text, for bits per byte;
     - ``position_ids`` and ``teacher_position_ids`` where padding is on the left.
@@ -62,7 +65,9 @@ class DistillationCollator:
         max_length: most tokens of the student, start and end tokens included; ``None`` means what its
             tokenizer says, and a trainer what its model reads, if that is less.
         teacher_max_length: the same for the teacher.
-        pairs: ``"boundary"`` or ``"index"``.
+        pairs: ``"boundary"`` or ``"index"``; or ``"text"`` for ``matching="text"``.
+        vocabulary: the map of the two tokenizers, which ``pairs="text"`` needs and makes if there is none;
+            with others, diagnostics tell by it how much of the kept mass is matched with equal strings.
         keys: whether the teacher is saved.
         padding_side: ``"right"`` or ``"left"``.
         add_start: whether texts and prompts start with bos, or eos where there is no bos, so that all of
@@ -83,7 +88,8 @@ class DistillationCollator:
         *,
         max_length: int | None = None,
         teacher_max_length: int | None = None,
-        pairs: Pairs = "boundary",
+        pairs: CollatorPairs = "boundary",
+        vocabulary: VocabularyMap | None = None,
         keys: bool = False,
         padding_side: str = "right",
         add_start: bool = True,
@@ -93,7 +99,7 @@ class DistillationCollator:
     ) -> None:
         _checks.count("max_length", max_length, allow_none=True, least=2)
         _checks.count("teacher_max_length", teacher_max_length, allow_none=True, least=2)
-        _checks.choice("pairs", pairs, ("boundary", "index"))
+        _checks.choice("pairs", pairs, ("boundary", "index", "text"))
         _checks.choice("padding_side", padding_side, ("right", "left"))
         _checks.count("pad_to_multiple_of", pad_to_multiple_of, allow_none=True)
         if template_settings is not None and not isinstance(template_settings, Mapping):
@@ -110,6 +116,13 @@ class DistillationCollator:
         self.max_length = _limit(student_tokenizer, max_length)
         self.teacher_max_length = _limit(teacher_tokenizer, teacher_max_length)
         self.pairs = pairs
+        if vocabulary is not None and not isinstance(vocabulary, VocabularyMap):
+            raise TypeError(f"vocabulary: expected a VocabularyMap or None, got {type(vocabulary).__name__}")
+        if vocabulary is None and pairs == "text":
+            vocabulary = VocabularyMap.from_tokenizers(student_tokenizer, teacher_tokenizer)
+        self.vocabulary = vocabulary
+        self.plan = None if vocabulary is None else vocabulary.plan()
+        self.unserved: Counter[str] = Counter()
         self.keys = keys
         self.padding_side = padding_side
         self.add_start, self.add_end = add_start, add_end
@@ -147,6 +160,10 @@ class DistillationCollator:
         ]
         pair = Pair.of(sides[0], sides[1], self.max_length, self.teacher_max_length)
         columns = pair.as_dict(with_pairs=self.pairs == "boundary")
+        if self.pairs == "text":
+            assert self.vocabulary is not None
+            columns[TEXT_POSITIONS], reasons = pair.text_positions(self.vocabulary)
+            self.unserved.update(reasons)
         if self.keys:
             columns["teacher_key"] = _key(columns["teacher_input_ids"], columns["teacher_labels"])
         return columns, pair.truncation()
@@ -177,12 +194,17 @@ class DistillationCollator:
                 [row["pairs"] for row in rows], student_offset=offset, teacher_offset=teacher_offset
             )
             batch["pairs"] = torch.from_numpy(found)
+        if self.pairs == "text":
+            positions = batch_text_positions(
+                [row[TEXT_POSITIONS] for row in rows], student_offset=offset, teacher_offset=teacher_offset
+            )
+            batch[TEXT_POSITIONS] = torch.from_numpy(positions)
         return batch
 
     def _row(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         if "input_ids" not in example:
             return self.prepare(example)
-        wanted = (*_COLUMNS, *(("pairs",) if self.pairs == "boundary" else ()))
+        wanted = (*_COLUMNS, *_POSITION_COLUMNS[self.pairs])
         wanted += ("teacher_key",) if self.keys else _TEACHER_COLUMNS
         lacking = [name for name in wanted if name not in example]
         if lacking:
@@ -287,7 +309,12 @@ class DistillationCollator:
             ValueError: a tokenizer has more tokens than its model, a limit is more than its model reads, or
                 the settings ask for what these batches do not hold.
         """
-        if teacher is not None and args.pairs == "boundary" and self.pairs != "boundary":
+        if teacher is not None and args.matching == "text":
+            if self.pairs != "text":
+                raise ValueError(
+                    f"pairs: expected a collator with pairs='text', as matching, got {self.pairs!r}"
+                )
+        elif teacher is not None and args.pairs == "boundary" and self.pairs != "boundary":
             raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
         sources = [each.source for each in given_teachers(teacher)]
         if any(self.keys == isinstance(source, nn.Module) for source in sources):
@@ -321,6 +348,7 @@ class DistillationCollator:
 
 
 _SIDES = ("student", "teacher")
+_POSITION_COLUMNS = {"boundary": ("pairs",), "index": (), "text": (TEXT_POSITIONS,)}
 _COLUMNS = ("labels", "text_mask", "target_bytes")
 _TEACHER_COLUMNS = ("teacher_input_ids", "teacher_labels")
 

@@ -9,7 +9,18 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mlot import LinearHead, MultiLevelOTConfig, Teacher, Traces, mask_from_labels, select
+from mlot import (
+    LinearHead,
+    MultiLevelOTConfig,
+    Teacher,
+    TextPlan,
+    TextPositions,
+    TextTargets,
+    Traces,
+    mask_from_labels,
+    select,
+    text_targets,
+)
 from mlot._hf.heads import HeadShape
 from mlot.nn import MultiLevelOTLoss
 from mlot.training._arguments import MultiLevelOTTrainingArguments
@@ -35,7 +46,7 @@ def given_teachers(teacher: Any) -> list[Teacher]:
 
 
 def make_predictor(
-    teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Module
+    teacher: Any, args: MultiLevelOTTrainingArguments, criterion: nn.Module, plan: TextPlan | None = None
 ) -> Predictor | None:
     """Place what was given as a teacher, and make of it what predicts; ``None`` of ``None``."""
     if teacher is None:
@@ -43,12 +54,15 @@ def make_predictor(
     # Other losses may need more of a teacher than its heaviest columns.
     ours = criterion.config if type(criterion) is MultiLevelOTLoss else None
     given = given_teachers(teacher)
-    made = [_predictor(each.source, args, ours and (each.config or ours)) for each in given]
+    made = [_predictor(each.source, args, ours and (each.config or ours), plan) for each in given]
     return SeveralTeachers(given, made) if isinstance(teacher, Sequence) else made[0]
 
 
 def _predictor(
-    source: Any, args: MultiLevelOTTrainingArguments, config: MultiLevelOTConfig | None
+    source: Any,
+    args: MultiLevelOTTrainingArguments,
+    config: MultiLevelOTConfig | None,
+    plan: TextPlan | None,
 ) -> Predictor:
     if not isinstance(source, nn.Module):
         return SavedModel(source)
@@ -61,6 +75,7 @@ def _predictor(
         dtype=None if dtype is None else getattr(torch, dtype.removeprefix("torch.")),
         linear_head=args.use_teacher_linear_head,
         config=config,
+        plan=plan,
     )
 
 
@@ -72,8 +87,9 @@ class ModelTeacher:
         device: where to move it; ``None`` leaves it.
         dtype: what to cast its weights to; ``None`` leaves them.
         linear_head: whether its logits are never formed.
-        config: settings by which columns are selected on the teacher's device, so that no logits outlive its
-            turn or change device; ``None`` hands on logits.
+        config: settings by which columns are selected, or targets made, on the teacher's device, so that no
+            logits outlive its turn or change device; ``None`` hands on logits.
+        plan: the plan from the text, for ``matching="text"``.
     """
 
     def __init__(
@@ -84,19 +100,20 @@ class ModelTeacher:
         dtype: torch.dtype | None = None,
         linear_head: bool = False,
         config: MultiLevelOTConfig | None = None,
+        plan: TextPlan | None = None,
     ) -> None:
         if dtype is not None:
             model.to(dtype=dtype)
         if device is not None:
             model.to(device=device)
         self.model = model.eval()
-        self.config = config
+        self.config, self.plan = config, plan
         self._head: HeadShape | None = head_shape(model, "teacher") if linear_head else None
 
     @torch.no_grad()
     def __call__(
         self, batch: Batch, device: torch.device
-    ) -> tuple[Tensor | LinearHead | Traces, Tensor | None]:
+    ) -> tuple[Tensor | LinearHead | Traces | TextTargets, Tensor | None]:
         """Run the model on the teacher's part of a batch."""
         labels = batch.teacher_labels
         if labels is None or not batch.teacher:
@@ -112,6 +129,8 @@ class ModelTeacher:
             found = self.model(**inputs).logits
         else:
             found = hidden_states(self.model, inputs, self._head)
+        if self.config is not None and self.config.matching == "text":
+            return self._targets(found, batch, device), None
         if self.config is None or self.config.k is None:
             return _moved(found, device), labels
         where = found.hidden.device if isinstance(found, LinearHead) else found.device
@@ -124,6 +143,26 @@ class ModelTeacher:
             standardize=self.config.standardize,
         )
         return traces.map(lambda array: array.to(device)), None
+
+    def _targets(self, source: Tensor | LinearHead, batch: Batch, device: torch.device) -> TextTargets:
+        """What the teacher says in the student's tokens."""
+        assert self.config is not None
+        if self.plan is None or batch.text_positions is None:
+            raise ValueError(
+                "inputs: expected text_positions among them, of a collator with pairs='text', got none"
+            )
+        where = source.hidden.device if isinstance(source, LinearHead) else source.device
+        ids: Tensor = batch.teacher["input_ids"]
+        assert batch.teacher_labels is not None
+        targets = text_targets(
+            source,
+            TextPositions(batch.text_positions.to(where), ids.to(where), self.plan),
+            student_mask=mask_from_labels(batch.labels.to(where)),
+            teacher_mask=mask_from_labels(batch.teacher_labels.to(where)),
+            k=self.plan.student_vocab_size if self.config.k is None else self.config.k,
+            temperature=self.config.temperature,
+        )
+        return targets.map(lambda array: array.to(device))
 
 
 class SavedModel:

@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mlot import MultiLevelOTResult
+from mlot import MultiLevelOTResult, TextPlan
 
 #: Names under which diagnostics are logged.
 DIAGNOSTICS = ("teacher_kept_mass", "student_kept_mass", "matching_gap", "marginal_error", "paired_share")
+#: Those that are there where the map of both vocabularies is known, or the plan is from the text.
+TEXT_DIAGNOSTICS = ("same_bytes", "served_mass")
 
 
 class RunningTerms(TrainerCallback, ExportableState):
@@ -33,6 +35,7 @@ class RunningTerms(TrainerCallback, ExportableState):
         self.loss = loss
         self.logs = 0
         self.starting = True
+        self.plan: TextPlan | None = None
         self._results: list[tuple[MultiLevelOTResult, Tensor]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -79,15 +82,19 @@ class RunningTerms(TrainerCallback, ExportableState):
         self._results.append((replace(result, **terms, plan=None, coupling=None), positions))
 
     def diagnostics(self) -> Tensor:
-        """Sums and counts behind the diagnostics of the last step, ``(5, 2)``; waits for the device."""
-        table = torch.zeros(len(DIAGNOSTICS), 2, dtype=torch.float64)
+        """Sums and counts behind the diagnostics of the last step, ``(7, 2)``; waits for the device."""
+        names = (*DIAGNOSTICS, *TEXT_DIAGNOSTICS)
+        paired = names.index("paired_share")
+        table = torch.zeros(len(names), 2, dtype=torch.float64)
         for result, positions in self._results:
-            found = result.diagnostics()
-            for row, name in enumerate(DIAGNOSTICS[:-1]):
+            found = result.diagnostics(self.plan)
+            for row, name in enumerate(names):
+                if row == paired:
+                    continue
                 values = torch.as_tensor(getattr(found, name), dtype=torch.float64)
                 # A sequence without pairs has nothing to be matched or transported.
                 values = values[torch.as_tensor(found.pairs) > 0]
                 values = values[~values.isnan()]
                 table[row] += torch.stack([values.sum(), torch.tensor(float(len(values)))])
-            table[-1] += torch.tensor([float(found.pairs.sum()), float(positions)])
+            table[paired] += torch.tensor([float(found.pairs.sum()), float(positions)])
         return table

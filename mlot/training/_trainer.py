@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from mlot import LinearHead, MultiLevelOTResult, MultiTeacherResult
+from mlot import LinearHead, MultiLevelOTResult, MultiTeacherResult, TextPlan
 from mlot._hf.heads import HeadShape
 from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
@@ -20,7 +20,7 @@ from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
 from mlot.training._heads import head_shape, through_head
 from mlot.training._teacher import Predicted, make_predictor
-from mlot.training._terms import DIAGNOSTICS, RunningTerms
+from mlot.training._terms import DIAGNOSTICS, TEXT_DIAGNOSTICS, RunningTerms
 
 if TYPE_CHECKING:  # the mixin is used with Trainers alone, whose attributes type checkers are to know
     _Base = Trainer
@@ -90,9 +90,11 @@ class MultiLevelOTMixin(_Base):
         )
         # Before `loss_is_scaled_for_ga` existed, this is what kept the Trainer from dividing the loss again.
         self.model_accepts_loss_kwargs = True
+        self._plan: TextPlan | None = getattr(data_collator, "plan", None)
         self.criterion = MultiLevelOTLoss(args.ot_config(), args.alpha) if criterion is None else criterion
+        self._running.plan = self._plan
         self.teacher = teacher
-        self._predictions_of = make_predictor(teacher, args, self.criterion)
+        self._predictions_of = make_predictor(teacher, args, self.criterion, self._plan)
         self._head: HeadShape | None = None
         if args.use_linear_head:
             self._head = head_shape(cast(nn.Module, self.model), "student")
@@ -182,7 +184,7 @@ class MultiLevelOTMixin(_Base):
             nll = example_sums(student, batch)[:, 0].sum() / items
             return DistillationTerms(nll, nll, torch.zeros_like(nll))
         pairs = batch.pairs
-        if self.args.pairs == "index":
+        if self.args.pairs == "index" or self.args.matching == "text":
             pairs = None
         elif pairs is None:
             raise ValueError("pairs: expected 'index' for batches without pairs, got 'boundary'")
@@ -226,7 +228,10 @@ class MultiLevelOTMixin(_Base):
     def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
         found = {"ce": terms.cross_entropy}
         transports = _transports(terms)
-        for name in ("had", "sl", "sd") if transports else ():
+        # With the text's plan and no weight SD is not computed.
+        with_sd = self.args.sd_weight or self.args.matching != "text"
+        computed = ("had", "sl", "sd") if with_sd else ("had", "sl")
+        for name in computed if transports else ():
             found[name] = sum(weight * getattr(result, name) for weight, result in transports)
         if transports:
             for _, result in transports if self.args.log_diagnostics_every else ():
@@ -267,7 +272,7 @@ class MultiLevelOTMixin(_Base):
             table = self.accelerator.gather(table.to(self.args.device)[None]).sum(dim=0).cpu()
         return {
             name: total / count
-            for name, (total, count) in zip(DIAGNOSTICS, table.tolist(), strict=True)
+            for name, (total, count) in zip((*DIAGNOSTICS, *TEXT_DIAGNOSTICS), table.tolist(), strict=False)
             if count
         }
 

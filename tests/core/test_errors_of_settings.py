@@ -22,7 +22,7 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
         (
             {"k": None},
             ValueError,
-            "k: expected a number, since only matching='rank' takes None, got 'optimal'",
+            "k: expected a number, since only matching='rank' and 'text' take None, got 'optimal'",
         ),
         ({"matching": "hungarian"}, ValueError, "matching: expected one of"),
         ({"pool": 0}, ValueError, "pool: expected an integer >= 1 or None, got 0"),

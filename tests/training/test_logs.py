@@ -113,7 +113,7 @@ def test_diagnostics_are_computed_at_some_logs_alone(tmp_path, monkeypatch, ever
     calls = []
     original = mlot.MultiLevelOTResult.diagnostics
     monkeypatch.setattr(
-        mlot.MultiLevelOTResult, "diagnostics", lambda self: calls.append(1) or original(self)
+        mlot.MultiLevelOTResult, "diagnostics", lambda self, plan=None: calls.append(1) or original(self)
     )
     trainer = make_trainer(
         tmp_path, max_steps=8, logging_steps=2, per_device_train_batch_size=4, log_diagnostics_every=every
