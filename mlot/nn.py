@@ -76,8 +76,8 @@ class MultiLevelOTLoss(nn.Module):
     def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float | None = None) -> None:
         super().__init__()
         self.config = checked_config(config)
-        _checks.number("alpha", alpha, allow_zero=True, allow_none=True)
         self.alpha = default_alpha(self.config) if alpha is None else alpha
+        _checks.number("alpha", self.alpha, allow_zero=True)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, config={self.config}"
