@@ -42,9 +42,12 @@ def setting_fields() -> list[tuple[str, Any, Any]]:
     """
     made = []
     for name, (kinds, optional) in setting_types().items():
-        members = (*kinds, str, NoneType) if optional else (kinds[0], NoneType)
-        annotation: Any = Union[members]  # noqa: UP007
-        default = PRESET if optional else None
+        default = MultiLevelOTConfig.__dataclass_fields__[name].default
+        annotation: Any = kinds[0]
+        if optional:
+            annotation, default = Union[(*kinds, str, NoneType)], PRESET
+        elif kinds[0] is not bool:  # flags have no third value, and are the same in every preset
+            annotation, default = Union[kinds[0], None], None  # noqa: UP007
         made.append((name, annotation, field(default=default, metadata={"help": setting_help(name)})))
     return made
 
