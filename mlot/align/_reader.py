@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlot.align._scheme import PARTS, Scheme, declared
@@ -106,12 +106,21 @@ class Reader:
     def tokens(self, ids: Iterable[int]) -> list[str | bytes | None]:
         """Strings of some ids, ``None`` for ids that have none."""
         if self.backend is None:
+            spell = self.bytes_of
+            if spell is not None:
+                return [spell(i) for i in ids]
             return list(self.tokenizer.convert_ids_to_tokens(list(ids)))
         wanted = list(ids)
         for i in wanted:
             if i not in self._strings:
                 self._strings[i] = self.backend.id_to_token(i)
         return list(map(self._strings.__getitem__, wanted))
+
+    @property
+    def bytes_of(self) -> Callable[[int], bytes] | None:
+        """Bytes of an id, from Mistral's own tokenizers, whose strings lose pieces of characters."""
+        inner = getattr(getattr(self.tokenizer, "tokenizer", None), "instruct_tokenizer", None)
+        return getattr(getattr(inner, "tokenizer", None), "id_to_byte_piece", None)
 
     def surfaces(self, scheme: Scheme, tokens: Mapping[int, str | bytes | None]) -> dict[int, bytes]:
         """Bytes that the tokens of some ids stand for."""

@@ -106,7 +106,8 @@ class Spelling:
 
 def _tokens(reader: Reader) -> list[str | bytes | None]:
     """Strings of the ids 0 to the last."""
-    if reader.backend is None and not hasattr(reader.tokenizer, "get_vocab"):
+    spelled = reader.bytes_of is not None or not hasattr(reader.tokenizer, "get_vocab")
+    if reader.backend is None and spelled:
         size = getattr(reader.tokenizer, "vocab_size", None)
         if size is None:
             raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlot.align import byte_ranges, pairs
+from mlot.align import VocabularyMap, byte_ranges, pairs
 from slow_cases import Slow
 from tokenizer_cases import BYTE_LEVEL, PIECES, tokenizer
 
@@ -155,3 +156,22 @@ def test_spaces_put_after_added_tokens_cover_nothing():
     at = backend.encode("the\t\tfox").tokens.index("\t\t")
     assert _rows(made)[at] == (3, 5)
     assert made.starts[at + 1] == 5
+
+
+def test_bytes_of_mistrals_own_tokenizers():
+    """Their strings lose pieces of characters, and they tell their bytes in a place of their own."""
+    words = [b"", b"\xf0\x9f", b"\x98\x80", b" the"]
+    inner = SimpleNamespace(id_to_byte_piece=words.__getitem__)
+    own = SimpleNamespace(
+        tokenizer=SimpleNamespace(instruct_tokenizer=SimpleNamespace(tokenizer=inner)),
+        convert_ids_to_tokens=lambda ids: [words[i].decode("utf-8", "replace") for i in ids],
+        get_vocab=lambda: {word.decode("utf-8", "replace"): i for i, word in enumerate(words)},
+        vocab_size=len(words),
+        encode=lambda text, add_special_tokens=True: [],
+        all_special_ids=[0],
+    )
+    made = byte_ranges(own, "😀 the", ids=[0, 1, 2, 3])
+    assert made.exact
+    assert _rows(made) == [(0, 0), (0, 2), (2, 4), (4, 8)]
+    vocabulary = VocabularyMap.from_tokenizers(own, tokenizer("byte_level"))
+    assert vocabulary.student_bytes.all() == words
