@@ -6,7 +6,6 @@ import importlib
 import sys
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from mlot._arrays import ArrayOperations
@@ -115,9 +114,19 @@ def get_backend(name: str) -> ArrayOperations:
         _read_plugins()
     if name not in _specs:
         raise ValueError(f"backend: expected one of {sorted(_specs)}, got {name!r}")
+    _ensure_loaded(name)
+    return _loaded[name]
+
+
+def _ensure_loaded(name: str) -> bool:
     if name not in _loaded:
         _loaded[name] = _load(_specs[name])
-    return _loaded[name]
+    return True
+
+
+# A first call may be one that torch.compile traces: this is run then, not traced, as
+# `torch.compiler.assume_constant_result` would have it, which is not imported here.
+_ensure_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def find_backend(value: Any) -> str | None:
@@ -164,6 +173,8 @@ def _read_plugins() -> None:
     if _plugins_read:
         return
     _plugins_read = True
+    from importlib.metadata import entry_points  # takes a while to import
+
     failures = []
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from mlot import _arguments, _checks
 from mlot._typing import Array, HardMatching
@@ -83,6 +82,8 @@ def matching_gap(
 
     Source: ours; the relaxation is checked against matchings over the whole vocabulary in the tests.
     """
+    from scipy.optimize import linear_sum_assignment  # takes a while to import
+
     if np.ndim(cost) != 2 or cost.shape[0] > cost.shape[1]:
         raise ValueError(f"cost: expected (k, pool) with k <= pool, got shape {np.shape(cost)}")
     for name, array in (("columns", columns), ("teacher_mass", teacher_mass)):

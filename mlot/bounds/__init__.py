@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from mlot import _arguments
 from mlot._intervals import Floats, Intervals, certain, of_columns
@@ -197,6 +196,8 @@ def _shift(t: Floats, found: Intervals) -> Floats:
 
 
 def _had(s: Floats, t: Floats, found: Intervals, candidates: Floats | None) -> float:
+    from scipy.optimize import linear_sum_assignment  # takes a while to import
+
     value, shift = np.abs(t - s).sum(axis=1), _shift(t, found)
     most = np.maximum(np.abs(found.low - s), np.abs(found.high - s)).sum(axis=1)
     up = float(np.minimum(most - value, shift).sum())

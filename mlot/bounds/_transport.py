@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +32,8 @@ def value_bounds(
        both. Weights do not see constants, so half the spread to either side of the potentials at ``cost``
        bounds them, and the mean as in 2.
     """
+    from scipy.special import logsumexp  # takes a while to import
+
     f, f_low, f_high, spread = potential_bounds(cost, low, high, epsilon=epsilon, n_iter=n_iter)
     logits = f[:, None] - cost / epsilon
     weights = np.exp(logits - logsumexp(logits, axis=0))
@@ -50,6 +51,8 @@ def potential_bounds(
     cost: Floats, low: Floats, high: Floats, *, epsilon: float, n_iter: int
 ) -> tuple[Floats, Floats, Floats, float]:
     """Potentials of the rows in the last of N rounds, their least and largest, and the spread; see above."""
+    from scipy.special import logsumexp  # takes a while to import
+
     rows, columns = cost.shape
     log_a, log_b = -np.log(rows), -np.log(columns)
     g, g_low, g_high = np.zeros((3, columns))
