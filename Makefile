@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up what they need in .venv; nothing has to be installed before.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
@@ -9,7 +10,7 @@ DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint verify wheel tokenizers bench efficacy docs docs-check clean
+.PHONY: demo test test-fast test-lowest lint verify wheel tokenizers bench efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +24,17 @@ demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for 
 test: $(STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
-lint: $(STAMP)  ## Check style and types.
+test-fast: $(STAMP)  ## Run the tests that are quick: under three minutes.
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-lowest:  ## Run the core's tests with the lowest versions that the ranges allow, in an environment of its own.
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(LOWEST)/bin/python tests/support/lowest_versions.py pyproject.toml torch pot io > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[torch,pot,io]' 'hypothesis>=6.100' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
+	$(LOWEST)/bin/python -m pytest -q -n $(WORKERS) -m "not slow" tests/core tests/backends tests/align/test_pairs.py $(ARGS)
+
+lint: $(STAMP)  ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -63,4 +74,4 @@ efficacy: $(STAMP)  ## Compare the losses on the same student, text and budget; 
 	$(BIN)/python -m benchmarks.efficacy --device $(DEVICE) --workers $(WORKERS) $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist build docs/_build docs/_drawn docs/examples
+	rm -rf $(VENV) $(LOWEST) dist build docs/_build docs/_drawn docs/examples

@@ -22,7 +22,7 @@ def build_wheel(folder: Path) -> Path:
     pytest.importorskip("build", reason="the build front end is not installed")
     source, out = folder / "source", folder / "dist"
     shutil.copytree(ROOT / "mlot", source / "mlot", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
