@@ -6,12 +6,12 @@ import datetime
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import mlot
+from mlot._machine import processor_name
 
 _PACKAGES = {
     "torch": "torch",
@@ -27,7 +27,7 @@ def describe(device: str) -> dict[str, Any]:
     """Hardware, versions, threads in use and the date."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "usable cores": _usable_cores(),
         "threads": torch.get_num_threads(),
@@ -37,16 +37,6 @@ def describe(device: str) -> dict[str, Any]:
         "mlot": mlot.__version__,
         **{shown: _version(package) for package, shown in _PACKAGES.items()},
     }
-
-
-def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or "unknown"
 
 
 def _usable_cores() -> int | None:

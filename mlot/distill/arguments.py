@@ -13,25 +13,12 @@ from transformers.trainer_utils import SaveStrategy
 from mlot import _checks
 from mlot._config_fields import setting_types
 from mlot.distill.errors import DistillError, refusing
-from mlot.distill.options import (
-    OWN,
-    QUICK,
-    Options,
-    TrainingOptions,
-    typed,
-)
+from mlot.distill.options import OWN, QUICK, SHORT_NAMES, Options, TrainingOptions, typed
 from mlot.training import MultiLevelOTTrainingArguments
 
 #: Of the options, those that change nothing in what comes out.
 _OF_A_CALL = {
-    "output",
-    "overwrite",
-    "resume",
-    "checkpoint_every",
-    "threads",
-    "report_to",
-    "disable_tqdm",
-    "quick",
+    *["output", "overwrite", "resume", "checkpoint_every", "threads", "report_to", "disable_tqdm", "quick"]
 }
 #: What the command does by itself, and how it is told to.
 _DECIDED = {
@@ -54,13 +41,7 @@ class CommandArguments(TrainingOptions, MultiLevelOTTrainingArguments):  # type:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for.
-
-    Attributes:
-        options: what the command decides itself.
-        arguments: what its trainers get.
-        given: names of what was typed.
-    """
+    """What a run was asked for: its own options, arguments of its trainers, names of what was typed."""
 
     options: Options
     arguments: CommandArguments
@@ -82,14 +63,11 @@ class Settings:
         if "num_train_epochs" in given and "max_steps" not in given:
             rest["max_steps"] = -1
         with refusing(typed):
-            for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"):
-                if name in given:
-                    _checks.count(name, given[name])
-            for name in ("learning_rate", "alpha"):
-                if name in given:
-                    _checks.number(name, given[name])
-            if "seed" in given:
-                _checks.count("seed", given["seed"], least=0)
+            for name in given.keys() & {*SHORT_NAMES} - {"output_dir"}:
+                _checks.count(name, given[name])
+            for name in given.keys() & {"learning_rate", "alpha"}:
+                _checks.number(name, given[name])
+            _checks.count("seed", given.get("seed", 0), least=0)
             arguments = CommandArguments(**rest)
         settings = Settings(options, arguments, frozenset(given))
         settings._refuse_what_has_no_effect()
@@ -110,8 +88,9 @@ class Settings:
             ("save_steps" in self.given, {"checkpoint_every": "--save-steps says the same"}),
             (
                 config.matching == "rank",
-                dict.fromkeys(("pool", "token_cost"), "--matching rank compares nothing"),
+                dict.fromkeys(("pool", "token_cost"), "--matching rank compares none"),
             ),
+            (self.by_text, dict.fromkeys(("pairs", "save_teacher", "saved_teacher"), "--matching is text")),
             (config.sd_weight == 0, dict.fromkeys(sinkhorn, "--sd-weight is 0")),
         ]
         for applies, names in rules:
@@ -128,7 +107,8 @@ class Settings:
         names += sorted(self.given - OWN - {*names})
         values = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
         values |= {name: getattr(self.arguments, name) for name in names if name not in values}
-        return {typed(name)[2:].replace("-", "_"): _plain(value) for name, value in values.items()}
+        plain = {name: getattr(value, "value", value) for name, value in values.items()}
+        return {typed(name)[2:].replace("-", "_"): value for name, value in plain.items()}
 
     def identity(self) -> dict[str, Any]:
         """Settings that a stopped run must share with the one that continues it."""
@@ -137,15 +117,7 @@ class Settings:
     def for_training(
         self, folder: str, windows: int, *, alone: bool, keep: bool, **changes: Any
     ) -> CommandArguments:
-        """Arguments of one training.
-
-        Args:
-            folder: of its checkpoints.
-            windows: to train on.
-            alone: whether by cross-entropy alone.
-            keep: whether checkpoints are written.
-            changes: of arguments.
-        """
+        """Arguments of a training on so many windows; ``alone``: by cross-entropy alone."""
         made = copy.copy(self.arguments)
         made.output_dir = folder
         made.data_seed = made.seed if "data_seed" not in self.given else made.data_seed
@@ -154,11 +126,9 @@ class Settings:
         if alone:
             made.alpha = 0.0
         batch = made.per_device_train_batch_size * made.gradient_accumulation_steps * made.world_size
-        steps = (
-            made.max_steps
-            if made.max_steps > 0
-            else math.ceil(made.num_train_epochs * math.ceil(windows / batch))
-        )
+        steps = made.max_steps
+        if steps < 0:
+            steps = math.ceil(made.num_train_epochs * math.ceil(windows / batch))
         every = max(1, steps // self.options.evaluations)
         for name in ("eval_steps", "logging_steps", "save_steps"):
             if name not in self.given:
@@ -172,10 +142,11 @@ class Settings:
         return made
 
     @property
+    def by_text(self) -> bool:
+        """Whether the plan between the vocabularies is the text's."""
+        return self.arguments.ot_config().matching == "text"
+
+    @property
     def keeps(self) -> bool:
         """Whether a stopped run can be continued."""
         return self.options.checkpoint_every != 0 and self.arguments.save_strategy != SaveStrategy.NO
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mlot import MultiLevelOTConfig
 from mlot.distill.errors import DistillError
 from mlot.distill.options import (
     QUICK,
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given: dict[str, Any] = vars(parser.parse_args(words))
     try:
         run(Settings.of(**given), Console(), Console(stderr=True))
-    except DistillError as error:
+    except (DistillError, OSError) as error:
         print(f"mlot.distill: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -83,15 +84,17 @@ def _print_help() -> None:
         group = parser.add_argument_group(kind._argument_group_name)
         hints = get_type_hints(kind)
         for each in fields(kind):
-            choices, value = get_args(hints[each.name]), each.name.rpartition("_")[2].upper()
-            if hints[each.name] is bool:
-                value = "[no]" if each.default else ""
-            elif choices and all(isinstance(choice, str) for choice in choices):
-                value = "{" + ",".join(choices) + "}"
+            hint, value = hints[each.name], each.name.rpartition("_")[2].upper()
+            for kind_of in (hint, *get_args(hint)):
+                if get_origin(kind_of) is Literal:
+                    value = "{" + ",".join(get_args(kind_of)) + "}"
+                elif kind_of is bool:
+                    value = "[no]" if each.default in (True, None) else ""
             quick = f"; {QUICK[each.name]} with --quick" if each.name in QUICK else ""
-            default = "" if each.default is None or each.default is False else f" ({each.default}{quick})"
+            default = getattr(MultiLevelOTConfig(), each.name, each.default)
+            shown = "" if default is None or default is False else f" ({default}{quick})"
             options: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
-            group.add_argument(typed(each.name), help=each.metadata["help"].rstrip(".") + default, **options)
+            group.add_argument(typed(each.name), help=each.metadata["help"].rstrip(".") + shown, **options)
     parser.print_help()
 
 

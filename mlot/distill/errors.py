@@ -12,11 +12,7 @@ class DistillError(ValueError):
 
 @contextmanager
 def refusing(name: str | Callable[[str], str] = "") -> Iterator[None]:
-    """Make what is refused inside a `DistillError`.
-
-    Args:
-        name: an option that its message begins with, or what makes an option of the name that it begins with.
-    """
+    """Make what is refused a `DistillError` that begins with an option: ``name``, or what it makes of one."""
     try:
         yield
     except DistillError:

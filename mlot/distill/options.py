@@ -31,8 +31,6 @@ def _option(default: Any, text: str, *aliases: str) -> Any:
 
 @dataclass
 class RunOptions:
-    """The run."""
-
     _argument_group_name = "the run"
     quick: bool = _option(False, "a smaller run, of about a minute on two cores")
     overwrite: bool = _option(
@@ -49,8 +47,6 @@ class RunOptions:
 
 @dataclass
 class TextOptions:
-    """The text."""
-
     _argument_group_name = "text"
     text: list[str] | None = _option(
         None,
@@ -64,8 +60,6 @@ class TextOptions:
 
 @dataclass
 class ModelOptions:
-    """The models."""
-
     _argument_group_name = "models"
     teacher: str | None = _option(
         None,
@@ -123,7 +117,7 @@ class TrainingOptions:
 class PairOptions:
     """What of the loss is no setting of the transport."""
 
-    alpha: float = _option(0.15, "weight of the distillation term")
+    alpha: float | None = _option(None, "weight of the distillation term; 0.15, with --matching text 1")
     pairs: Literal["boundary", "index"] = _option(
         "boundary", "compare positions that have read the same bytes, or those of the same number"
     )
@@ -180,8 +174,9 @@ class Options(RunOptions, TextOptions, ModelOptions):
         for name in ("teacher_vocabulary", "student_vocabulary"):
             _checks.count(name, getattr(self, name), least=SMALLEST_VOCABULARY)
         _checks.number("teacher_learning_rate", self.teacher_learning_rate)
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out: expected a number between 0 and 1, got {self.held_out}")
+        for name, value in (("held_out", self.held_out), ("lora_dropout", self.lora_dropout or 0.5)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
 
 
 #: Settings of the loss, made of those of `mlot.MultiLevelOTConfig`.

@@ -7,18 +7,19 @@ from texts, models and options is escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mlot.distill.draw import Drawing, Series, heat_map, legible, line_chart
+from mlot._charts import Drawing, Series, heat_map, legible, line_chart
+from mlot.align import AlignmentReport
 from mlot.distill.output import PAGE, REPORT
-from mlot.distill.pictures import Pictures
 from mlot.distill.report import CE, LABELS, MLOT, TEACHER, ModelReport, RunReport, cells, verdict
+from mlot.training._inspect import Pictures
 
+_WORDS = {"True": "yes", "False": "no", "None": "-"}
 _STYLES = {TEACHER: "teacher", CE: "ce", MLOT: "mlot"}
 #: What logged terms are called, in the order of the page; others follow under their own names.
 _TERMS = {
@@ -54,105 +55,97 @@ def write(report: RunReport, folder: Path) -> None:
 
 def render(report: RunReport) -> str:
     """Render the page."""
+    loader, strict = PackageLoader("mlot.distill"), StrictUndefined
     environment = Environment(
-        loader=PackageLoader("mlot.distill"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True
     )
     # Once and for all: texts, tokens and names get into a page in many places.
-    return legible(environment.get_template("report.html.jinja").render(view(report)))
+    return legible(environment.get_template("report.html.jinja").render(_view(report)))
 
 
-def view(report: RunReport) -> dict[str, Any]:
+def _view(report: RunReport) -> dict[str, Any]:
     """Everything that the page shows, as plain values."""
+    pictures, settings = report.pictures, report.settings
+    minutes, seconds = divmod(round(report.seconds), 60)
+    speaking = [model for model in report.models if model.samples]
+    count = min((len(model.samples) for model in speaking), default=0)
     return {
         "verdict": verdict(report),
-        "facts": _facts(report),
+        "facts": {
+            "text": report.text["source"],
+            "steps of each student" if report.model(CE) else "steps": f"{report.distilled.steps:,}",
+            "whole run": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
+            "device": report.environment.get("device", "-"),
+        },
         "notices": [*report.notices, *report.alignment.warnings],
-        "rows": [_row(model, report) for model in report.models],
+        "rows": [(LABELS[m.name], _figures(m, report), _STYLES[m.name]) for m in report.models],
         "twins": report.model(CE) is not None,
         "text": report.text,
-        "length": report.settings["length"],
+        "length": settings["length"],
         "charts": _charts(report),
         "terms": _terms(report),
         "alignment": report.alignment,
-        "boundary": report.settings["pairs"] == "boundary",
-        "pictures": report.pictures,
-        "plan": _plan(report.pictures),
-        "plan_scale": [(n / 4, f"{n / 4 * report.pictures.plan.max(initial=0.0):.0%}") for n in range(5)],
-        "traces": _traces(report.pictures),
-        "trace_scale": [(value**0.5, f"{value:g}") for value in (0, 0.01, 0.05, 0.2, 0.5, 1)],
-        "samples": _samples(report.models),
-        "diagnostics": _diagnostics(report),
-        "settings": [
-            (f"--{name.replace('_', '-')}", _plain(value)) for name, value in report.settings.items()
+        "boundary": settings["pairs"] == "boundary",
+        "alignment_rows": [_alignment(report.alignment, side) for side in ("student", "teacher")],
+        "pictures": pictures,
+        "match_rows": [
+            (m.teacher, [m.student, *(f"{x:.3f}" for x in (m.teacher_mass, m.student_mass, m.distance))], "")
+            for m in pictures.matches
         ],
-        "environment": list(report.environment.items()),
+        "plan": _plan(pictures),
+        "plan_scale": [(n / 4, f"{n / 4 * pictures.plan.max(initial=0.0):.0%}") for n in range(5)],
+        "traces": [_traces(pictures, "teacher", "teacher"), _traces(pictures, "student", "mlot")],
+        "trace_scale": [(value**0.5, f"{value:g}") for value in (0, 0.01, 0.05, 0.2, 0.5, 1)],
+        "samples": [
+            [(LABELS[model.name], _STYLES[model.name], *model.samples[n]) for model in speaking]
+            for n in range(count)
+        ],
+        "windows": len(report.diagnostics["pairs"]),
+        "diagnostics": [_diagnostic(label, report.diagnostics[name]) for name, label in _DIAGNOSTICS.items()],
+        "settings": [
+            (f"--{n.replace('_', '-')}", [_WORDS.get(str(value), str(value))], "")
+            for n, value in settings.items()
+        ],
+        "environment": [(name, [value], "") for name, value in report.environment.items()],
     }
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else str(value)
-
-
-def _facts(report: RunReport) -> list[tuple[str, str]]:
-    minutes, seconds = divmod(round(report.seconds), 60)
-    return [
-        ("text", report.text["source"]),
-        ("steps of each student" if report.model(CE) else "steps", f"{report.distilled.steps:,}"),
-        ("whole run", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"),
-        ("device", report.environment.get("device", "-")),
-    ]
-
-
-def _row(model: ModelReport, report: RunReport) -> dict[str, Any]:
+def _figures(model: ModelReport, report: RunReport) -> list[str]:
     bits, *others = cells(model)
     interval = model.interval(report.seed)
-    return {
-        "name": LABELS[model.name],
-        "style": _STYLES[model.name],
-        "bits": bits,
-        "interval": f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "-",
-        "others": others,
-    }
+    return [bits, f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "-", *others]
 
 
-def _charts(report: RunReport) -> list[Drawing]:
+def _charts(report: RunReport) -> list[Drawing | None]:
     """Bits per byte, and where there are twins the gap between them."""
-    series = []
-    steps = report.distilled.steps
+    series, steps = [], report.distilled.steps
     for model in report.models:
         curve = model.curve
         if not curve and model.bits_per_byte is not None:  # a teacher from a folder: a level line
             curve = [(0, model.bits_per_byte), (steps, model.bits_per_byte)]
         series.append(Series(LABELS[model.name], _STYLES[model.name], curve))
-    found = [line_chart("bits per byte of held-out text", series)]
-    plain = report.model(CE)
+    drawings, plain = [line_chart("bits per byte of held-out text", series)], report.model(CE)
     if plain is not None:
         before = dict(plain.curve)
         gap = [(step, bits - before[step]) for step, bits in report.distilled.curve if step in before]
-        label = "MultiLevelOT less CE alone, bits per byte (below 0: better)"
-        found.append(line_chart(label, [Series("MultiLevelOT less CE alone", "mlot", gap)], zero=True))
-    return [one for one in found if one is not None]
+        label = "MultiLevelOT less CE alone"
+        title = f"{label}, bits per byte (below 0: better)"
+        drawings.append(line_chart(title, [Series(label, "mlot", gap)], zero=True))
+    return drawings
 
 
-def _terms(report: RunReport) -> list[Drawing]:
+def _terms(report: RunReport) -> list[Drawing | None]:
     """Every term that the students logged."""
     students = [model for model in report.models if model.name != TEACHER]
     logged = dict.fromkeys(name for model in students for name in model.logged)
     order = [*(name for name in _TERMS if name in logged), *(name for name in logged if name not in _TERMS)]
-    found = (
+    return [
         line_chart(
             _TERMS.get(name, name),
             [Series(LABELS[m.name], _STYLES[m.name], m.logged[name]) for m in students if name in m.logged],
         )
         for name in order
-    )
-    return [one for one in found if one is not None]
+    ]
 
 
 def _plan(pictures: Pictures) -> Drawing:
@@ -168,45 +161,30 @@ def _plan(pictures: Pictures) -> Drawing:
     )
 
 
-def _traces(pictures: Pictures) -> list[Drawing]:
-    maps = []
-    sides = (("teacher", pictures.teacher_traces, "teacher"), ("student", pictures.student_traces, "mlot"))
-    for side, values, colour in sides:
-        names = [str(getattr(match, side)) for match in pictures.matches]
-
-        def tip(row: int, column: int, names: list[str] = names, values: Any = values) -> str:
-            return f"P({names[row]}) where {pictures.places[column]} follows: {values[row, column]:.3f}"
-
-        maps.append(
-            heat_map(
-                f"{side}'s probabilities: tokens in rows, positions in columns",
-                values,
-                names,
-                pictures.places,
-                colour=colour,
-                full=1.0,
-                root=True,
-                tip=tip,
-            )
-        )
-    return maps
+def _traces(pictures: Pictures, side: str, colour: str) -> Drawing:
+    values, places = getattr(pictures, f"{side}_traces"), pictures.places
+    names = [str(getattr(match, side)) for match in pictures.matches]
+    return heat_map(
+        f"{side}'s probabilities: tokens in rows, positions in columns",
+        values,
+        names,
+        places,
+        colour=colour,
+        full=1.0,
+        root=True,
+        tip=lambda i, j: f"P({names[i]}) where {places[j]} follows: {values[i, j]:.3f}",
+    )
 
 
-def _samples(models: Sequence[ModelReport]) -> list[list[tuple[str, str, str, str]]]:
-    """For each prompt, how each model that has samples continues it: name, style, prompt, continuation."""
-    speaking = [model for model in models if model.samples]
-    count = min((len(model.samples) for model in speaking), default=0)
-    return [
-        [(LABELS[model.name], _STYLES[model.name], *model.samples[number]) for model in speaking]
-        for number in range(count)
-    ]
+def _alignment(alignment: AlignmentReport, side: str) -> tuple[str, list[str], str]:
+    def of(what: str) -> Any:
+        return getattr(alignment, f"{side}_{what}")
+
+    shared = "-" if of("vocabulary") is None else f"{of('vocabulary'):.1%}"
+    return side, [f"{of('positions'):,}", f"{of('share'):.1%}", f"{of('bytes'):.1%}", shared], ""
 
 
-def _diagnostics(report: RunReport) -> dict[str, Any]:
-    rows = []
-    for name, label in _DIAGNOSTICS.items():
-        values = report.diagnostics[name]
-        known = values[np.isfinite(values)]
-        numbers = (known.mean(), known.min(), known.max()) if len(known) else ()
-        rows.append((label, [f"{number:.4g}" for number in numbers] or ["no bound"] + [""] * 2))
-    return {"windows": len(report.diagnostics["pairs"]), "rows": rows}
+def _diagnostic(label: str, values: Any) -> tuple[str, list[str], str]:
+    known = values[np.isfinite(values)]
+    numbers = (known.mean(), known.min(), known.max()) if len(known) else ()
+    return label, [f"{number:.4g}" for number in numbers] or ["no bound", "", ""], ""

@@ -13,34 +13,33 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 
+from mlot import MultiLevelOTConfig
+from mlot._folders import staging
+from mlot._hf.adapters import require_peft, save_merged, with_adapters
 from mlot._hf.loading import quiet_transformers
 from mlot._progress import Counter, Reporter
-from mlot.distill import lora, page
+from mlot.distill import page
 from mlot.distill import report as reports
 from mlot.distill.arguments import CommandArguments, Settings
 from mlot.distill.errors import refusing
-from mlot.distill.hardware import device, environment
-from mlot.distill.output import PAGE, check_output, check_saving, staging
-from mlot.distill.party import Party
-from mlot.distill.pictures import Painter
-from mlot.distill.progress import TrainingProgress
-from mlot.distill.setup import Setup, Sides, prepare
+from mlot.distill.output import ENTRIES, PAGE, check_output, check_saving, is_finished_run
+from mlot.distill.setup import Party, Setup, prepare
 from mlot.distill.stages import Stages, kept
 from mlot.saved import SavedTeacher, save_teacher
 from mlot.training import MultiLevelOTTrainer
+from mlot.training._environment import device, environment
+from mlot.training._inspect import Painter, known_to
+from mlot.training._logs import bits_curve, logged_terms
+from mlot.training._progress import TrainingProgress
+from mlot.training._samples import sample_continuations
+from mlot.training._score import evaluate_bits
 from mlot.training._windows import Examples
 
 
 def run(settings: Settings, console: Console, messages: Console) -> reports.RunReport:
-    """Distil, measure, and write what came out to the output folder.
+    """Distil, measure, and write what came out to the output folder; return what was measured.
 
-    Args:
-        settings: what to do.
-        console: where the table goes.
-        messages: where progress and notices go.
-
-    Returns:
-        What was measured.
+    The table goes to ``console``, progress and notices to ``messages``.
 
     Raises:
         DistillError: something asked for cannot be done; nothing was trained or written.
@@ -51,13 +50,17 @@ def run(settings: Settings, console: Console, messages: Console) -> reports.RunR
     )
     if options.save_teacher is not None:
         check_saving(Path(options.save_teacher), output)
-    lora.check(options)
+    if options.lora_rank is not None:
+        with refusing():
+            require_peft("--lora-rank")
     threads = torch.get_num_threads()
     # models as small as those made here spend more time on waiting for threads than they save
     torch.set_num_threads(options.threads or (1 if options.made_here else threads))
     try:
         keeping = kept(output, settings.identity(), resume=options.resume, keep=settings.keeps)
-        with quiet_transformers(), keeping as stages, staging(output) as folder:
+        replaces = is_finished_run(output)
+        placing = staging(output, ENTRIES, replaces=replaces, name="--output")
+        with quiet_transformers(), keeping as stages, placing as folder:
             report = _Run(settings, folder, stages, Reporter(messages)).report()
             page.write(report, folder)
     finally:
@@ -80,10 +83,7 @@ class _Run:
     """The steps of a run, and what they share."""
 
     def __init__(self, settings: Settings, folder: Path, stages: Stages, reporter: Reporter) -> None:
-        self.settings = settings
-        self.folder = folder
-        self.stages = stages
-        self.reporter = reporter
+        self.settings, self.folder, self.stages, self.reporter = settings, folder, stages, reporter
 
     def report(self) -> reports.RunReport:
         """Do everything but writing the report."""
@@ -120,28 +120,28 @@ class _Run:
         )
         for one in trained:
             if one.report.steps:
-                one.party.save(self.folder / one.report.name)
+                folder = self.folder / one.report.name
+                save_merged(one.party.model, folder)
+                one.party.tokenizer.save_pretrained(folder)
         return report
 
     def _teach(self, setup: Setup) -> _Trained:
         """Train the teacher, unless it came from a folder."""
         options, teacher = self.settings.options, setup.teacher
         if options.made_here:
-            changes: dict[str, Any] = {
-                "max_steps": options.teacher_steps,
-                "learning_rate": options.teacher_learning_rate,
-            }
-            sides = setup.train.teacher, setup.held_out.teacher
-            return self._train(reports.TEACHER, teacher, *sides, None, alone=True, **changes)
+            rate = options.teacher_learning_rate
+            changes: dict[str, Any] = {"max_steps": options.teacher_steps, "learning_rate": rate}
+            parts = setup.train.swapped(), setup.held_out.swapped()
+            return self._train(reports.TEACHER, teacher, *parts, None, alone=True, **changes)
         if teacher.model is not None:
             cast(Any, teacher.model).to(device())
-        measured = self._measured(reports.TEACHER, teacher, setup.held_out.teacher, seconds=0.0, history=())
+        measured = self._measured(reports.TEACHER, teacher, setup.held_out.swapped(), seconds=0.0, history=())
         return _Trained(teacher, measured)
 
     def _save_teacher(self, setup: Setup) -> SavedTeacher:
         """Save the teacher's predictions on every window of both parts, without those that are there."""
         options, config = self.settings.options, self.settings.arguments.ot_config()
-        both = (setup.train.student, setup.held_out.student)
+        both = (setup.train, setup.held_out)
         examples = [example for part in both for example in part.collator.teacher_examples(part)]
         with refusing("--save-teacher"):
             return save_teacher(
@@ -162,7 +162,7 @@ class _Run:
         """Train a copy of the student, with the teacher or by cross-entropy alone."""
         copied = replace(setup.student, model=copy.deepcopy(setup.student.model))
         teacher = None if alone else setup.teacher.model if setup.saved is None else setup.saved
-        return self._train(name, copied, setup.train.student, setup.held_out.student, teacher, alone=alone)
+        return self._train(name, copied, setup.train, setup.held_out, teacher, alone=alone)
 
     def _train(
         self,
@@ -189,9 +189,12 @@ class _Run:
         if resumed is not None:
             arguments.eval_on_start = False  # it was evaluated when it started
             self.reporter.say(f"{name}: continues from {resumed.name}")
-        if name != reports.TEACHER:
+        options = self.settings.options
+        if name != reports.TEACHER and options.lora_rank is not None:
             set_seed(arguments.seed)
-            party = replace(party, model=lora.adapted(party.model, self.settings.options))
+            sizes = options.lora_rank, options.lora_alpha, options.lora_dropout or 0.0
+            with refusing("--lora-target"):
+                party = replace(party, model=with_adapters(party.model, *sizes, options.lora_target))
         trainer = MultiLevelOTTrainer(
             party.model,
             arguments,
@@ -199,7 +202,7 @@ class _Run:
             data_collator=train.collator,
             train_dataset=train,
             eval_dataset=held_out,
-            callbacks=[TrainingProgress(self.reporter, name), *([] if stage is None else [stage.callback()])],
+            callbacks=[TrainingProgress(self.reporter, name), *([] if stage is None else [stage])],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -218,22 +221,26 @@ class _Run:
         seconds: float,
         history: Sequence[Mapping[str, Any]],
     ) -> reports.ModelReport:
-        score = party.measure(held_out, self._reading)
-        curve = dict(reports.bits_curve(history))
+        model, tokenizer, seed = party.model, party.tokenizer, self.settings.arguments.seed
+        score = None if model is None else evaluate_bits(model, held_out, self._reading)
+        samples = []
+        if model is not None:
+            samples = sample_continuations(model, tokenizer, held_out, self.settings.options.length, seed)
+        curve = dict(bits_curve(history))
         steps = max((int(entry["step"]) for entry in history), default=0)
         if steps and score is not None:
             curve[steps] = score.bits_per_byte
         return reports.ModelReport(
             name=name,
-            parameters=None if party.model is None else party.model.num_parameters(),
-            vocabulary=len(party.tokenizer),
-            bytes_per_token=party.bytes_per_token(held_out),
+            parameters=None if model is None else model.num_parameters(),
+            vocabulary=len(tokenizer),
+            bytes_per_token=held_out.bytes_per_token(),
             steps=steps,
             seconds=seconds,
             score=score,
             curve=sorted(curve.items()),
-            logged=reports.logged_terms(history),
-            samples=party.samples(held_out, self.settings.options.length, self.settings.arguments.seed),
+            logged=logged_terms(history),
+            samples=samples,
         )
 
     @property
@@ -243,19 +250,13 @@ class _Run:
 
     def _painter(self, setup: Setup, student: Party) -> tuple[Painter, list[int], bool]:
         """What makes the pictures, of which examples, and whether those were trained on."""
-        sides: Sides = setup.held_out
-        indices = setup.indices_with_teacher(sides)
+        teacher = setup.teacher.model if setup.saved is None else setup.saved
+        examples, indices = setup.held_out, known_to(teacher, setup.held_out)
         seen = not indices
         if seen:
-            sides = setup.train
-            indices = setup.indices_with_teacher(sides)
-        arguments = self.settings.arguments
-        painter = Painter(
-            student,
-            sides.student,
-            setup.teacher.tokenizer,
-            lambda some: setup.taught(sides, some),
-            arguments.ot_config(),
-            boundary=arguments.pairs == "boundary",
-        )
-        return painter, indices, seen
+            examples, indices = setup.train, known_to(teacher, setup.train)
+        arguments, tokenizers = self.settings.arguments, (student.tokenizer, setup.teacher.tokenizer)
+        config, boundary = arguments.ot_config(), arguments.pairs == "boundary"
+        if self.settings.by_text:
+            examples, config = examples.at_boundaries(), MultiLevelOTConfig.paper()
+        return Painter(student.model, tokenizers, examples, teacher, config, boundary=boundary), indices, seen

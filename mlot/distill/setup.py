@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from mlot import Traces, mask_from_labels
 from mlot._examples import Example, read_examples
 from mlot._hf.loading import load_model, load_tokenizer, require_length
 from mlot._hf.made import make_llama, standard_library_documents, train_bpe, train_unigram
 from mlot._hf.tokenizers import start_token, token_ids
-from mlot.align import AlignmentReport, byte_ranges, report
+from mlot.align import AlignmentReport, VocabularyMap, byte_ranges, report
 from mlot.distill.arguments import Settings
 from mlot.distill.errors import DistillError, refusing
-from mlot.distill.options import Options, typed
-from mlot.distill.party import Party
+from mlot.distill.options import typed
 from mlot.saved import SavedTeacher, fingerprint
 from mlot.training._corpus import Corpus, split_corpus, split_text
 from mlot.training._windows import Examples, make_pieces
@@ -31,51 +29,42 @@ _SAMPLE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
-    """The same pieces in the tokens of both models."""
+class Party:
+    """A model, unless it is a teacher that was saved earlier, with its tokenizer."""
 
-    student: Examples
-    teacher: Examples
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a run starts from.
+    """What a run starts from: models, documents, and windows of those to train on and to measure on.
 
-    Attributes:
-        teacher: the teacher; without a model where it is saved.
-        student: the student, where its training starts.
-        corpus: documents.
-        train: pieces to train on.
-        held_out: pieces to measure on.
-        saved: the teacher's predictions, where they were saved.
-        notices: what a reader of the figures should know.
+    A teacher that is ``saved`` has no model. ``notices`` are what a reader of the figures should know.
     """
 
     teacher: Party
     student: Party
     corpus: Corpus
-    train: Sides
-    held_out: Sides
+    train: Examples
+    held_out: Examples
     saved: SavedTeacher | None
     notices: list[str]
 
     def with_saved(self, saved: SavedTeacher) -> Setup:
         """The same with the teacher's predictions read from where they were saved."""
-        train = replace(self.train, student=self.train.student.with_keys())
-        held_out = replace(self.held_out, student=self.held_out.student.with_keys())
-        return replace(self, saved=saved, train=train, held_out=held_out)
+        return replace(self, saved=saved, train=self.train.with_keys(), held_out=self.held_out.with_keys())
 
     def digest(self) -> str:
         """Digest of the text, as both tokenizers cut it."""
         made = blake2b(digest_size=16)
-        for piece in (*self.train.student.pieces, *self.held_out.student.pieces):
+        for piece in (*self.train.pieces, *self.held_out.pieces):
             made.update(f"{piece.document} {piece.ends} {len(piece.text)} {piece.text}".encode())
         return made.hexdigest()
 
     def alignment(self) -> AlignmentReport:
         """How both tokenizations of a sample of the held-out text fit together."""
-        texts = [piece.text for piece in self.held_out.student.pieces[:_SAMPLE]]
+        texts = [piece.text for piece in self.held_out.pieces[:_SAMPLE]]
         ranges = [
             [
                 byte_ranges(party.tokenizer, text, ids=[start_token(party.tokenizer), *ids])
@@ -89,38 +78,13 @@ class Setup:
     def describe_text(self, source: Sequence[str] | None) -> dict[str, Any]:
         """Source and sizes of the text."""
         library = f"docstrings of the standard library of Python {platform.python_version()}"
-        sizes = {
-            name: {
-                "documents": len(documents),
-                "bytes": sum(len(document.text.encode("utf-8")) for document in documents),
-                "windows": len(sides.student),
-            }
-            for name, documents, sides in (
-                ("train", self.corpus.train, self.train),
-                ("held_out", self.corpus.held_out, self.held_out),
-            )
-        }
-        return {"source": ", ".join(source) if source else library} | sizes
-
-    def taught(self, sides: Sides, indices: Sequence[int]) -> tuple[Tensor | Traces, Tensor | None]:
-        """The teacher's predictions for some examples, and the mask of those that count."""
-        if self.saved is not None:
-            keys = [sides.student[n]["teacher_key"] for n in indices]
-            return self.saved.batch(keys, backend="torch"), None
-        model: Any = self.teacher.model
-        made = sides.teacher.collator([sides.teacher[n] for n in indices])
-        inputs = {name: made[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            logits = model.eval()(**inputs).logits
-        return logits, mask_from_labels(made["labels"].to(model.device))
-
-    def indices_with_teacher(self, sides: Sides) -> list[int]:
-        """Examples that the teacher has predictions for."""
-        if self.saved is None:
-            return list(range(len(sides.student)))
-        keys = sides.student.keys()
-        missing = set(self.saved.missing(keys))
-        return [n for n, key in enumerate(keys) if key not in missing]
+        described: dict[str, Any] = {"source": ", ".join(source) if source else library}
+        for name in ("train", "held_out"):
+            documents = getattr(self.corpus, name)
+            size = sum(len(document.text.encode("utf-8")) for document in documents)
+            windows = len(getattr(self, name))
+            described[name] = {"documents": len(documents), "bytes": size, "windows": windows}
+        return described
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Example]:
@@ -162,23 +126,15 @@ def _made(settings: Settings, corpus: Corpus) -> Setup:
         train_unigram(texts, options.student_vocabulary, length),
         train_bpe(texts, options.teacher_vocabulary, length),
     )
-    student = make_llama(
-        tokenizers[0],
-        width=options.student_width,
-        layers=options.student_layers,
-        length=length,
-        seed=seed + 1,
+    sizes = (
+        {"width": options.student_width, "layers": options.student_layers, "seed": seed + 1},
+        {"width": options.teacher_width, "layers": options.teacher_layers, "seed": seed},
     )
-    teacher = make_llama(
-        tokenizers[1], width=options.teacher_width, layers=options.teacher_layers, length=length, seed=seed
+    student, teacher = (
+        Party(make_llama(tokenizer, length=length, **size), tokenizer)
+        for tokenizer, size in zip(tokenizers, sizes, strict=True)
     )
-    return _together(
-        options,
-        corpus,
-        Party("teacher", teacher, tokenizers[1]),
-        Party("student", student, tokenizers[0]),
-        [],
-    )
+    return _together(settings, corpus, teacher, student, [])
 
 
 def _loaded(settings: Settings, corpus: Corpus) -> Setup:
@@ -197,18 +153,18 @@ def _loaded(settings: Settings, corpus: Corpus) -> Setup:
             require_length(model, "--teacher", options.length, "--length")
         else:
             tokenizer, notices = load_tokenizer(teacher_source, "--teacher")
-        teacher = Party("teacher", model, tokenizer)
+        teacher = Party(model, tokenizer)
         model, tokenizer, more = load_model(student_source, "--student", dtype=torch.float32)
         require_length(model, "--student", options.length, "--length")
     if saved is not None:
         with refusing("--saved-teacher"):
             saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
             saved.manifest.serves(settings.arguments.ot_config())
-    setup = _together(options, corpus, teacher, Party("student", model, tokenizer), notices + more)
+    setup = _together(settings, corpus, teacher, Party(model, tokenizer), notices + more)
     if saved is None:
         return setup
     setup = setup.with_saved(saved)
-    keys = setup.train.student.keys()
+    keys = setup.train.keys()
     missing = saved.missing(keys)
     if missing:
         raise DistillError(
@@ -219,21 +175,33 @@ def _loaded(settings: Settings, corpus: Corpus) -> Setup:
     return setup
 
 
-def _together(options: Options, corpus: Corpus, teacher: Party, student: Party, notices: list[str]) -> Setup:
-    notices = notices + _set_template(options.chat_template, teacher, student)
-    both, length = (student.tokenizer, teacher.tokenizer), options.length
-    sides = []
+def _together(
+    settings: Settings, corpus: Corpus, teacher: Party, student: Party, notices: list[str]
+) -> Setup:
+    notices = notices + _set_template(settings.options.chat_template, teacher, student)
+    both, length = (student.tokenizer, teacher.tokenizer), settings.options.length
+    vocabulary = None
+    if settings.by_text:
+        vocabulary = VocabularyMap.from_tokenizers(*both)
+        notices.append("--matching text: the page's pictures and diagnostics are of the paper's assignment")
+    parts = []
     for name, documents, mark_end in (("train", corpus.train, True), ("held-out", corpus.held_out, False)):
-        examples = Examples(make_pieces(documents, *both, length, mark_end=mark_end), *both, length)
+        pieces = make_pieces(documents, *both, length, mark_end=mark_end)
+        examples = Examples(pieces, *both, length, vocabulary=vocabulary)
         cut = examples.settle()
         if cut.cut or cut.empty:
             notices = [*notices, f"--length: of the {name} part, {cut}"]
         if not len(examples):
             raise DistillError(f"--text: expected examples with something to learn, found none: {cut}")
-        sides.append(Sides(examples, Examples(examples.pieces, both[1], both[0], length)))
-    for party in (teacher, student):
-        notices = notices + party.unfaithful(sides[1].student.pieces)
-    return Setup(teacher, student, corpus, sides[0], sides[1], None, notices)
+        parts.append(examples)
+    windows = parts[1]
+    for side, party in (("teacher", teacher), ("student", student)):
+        changed = windows.changed_by(party.tokenizer)
+        if changed:
+            notice = f"the {side}'s tokenizer does not give back {changed} of {len(windows)} held-out windows"
+            notice += " as they were, so that its bits per byte cannot be compared with others'"
+            notices = [*notices, notice]
+    return Setup(teacher, student, corpus, parts[0], parts[1], None, notices)
 
 
 def _set_template(given: str | None, teacher: Party, student: Party) -> list[str]:

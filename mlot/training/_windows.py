@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mlot._examples import Example
 from mlot._hf.tokenizers import token_ids
+from mlot.align import VocabularyMap
 from mlot.training._collator import DistillationCollator
 from mlot.training._corpus import as_documents
 from mlot.training._examples import Truncation
@@ -88,6 +89,7 @@ class Examples(Dataset[dict[str, Any]]):
         other: tokenizer of the other model.
         length: most tokens of either.
         keys: whether the other one is a saved teacher.
+        vocabulary: the map of both tokenizers, for ``matching="text"``.
 
     Attributes:
         collator: makes batches of them.
@@ -101,12 +103,20 @@ class Examples(Dataset[dict[str, Any]]):
         length: int,
         *,
         keys: bool = False,
+        vocabulary: VocabularyMap | None = None,
     ) -> None:
         self.pieces = list(pieces)
         self._arguments = (reader, other, length)
         self._collators = {
             ends: DistillationCollator(
-                reader, other, max_length=length, teacher_max_length=length, keys=keys, add_end=ends
+                reader,
+                other,
+                max_length=length,
+                teacher_max_length=length,
+                keys=keys,
+                add_end=ends,
+                pairs="boundary" if vocabulary is None else "text",
+                vocabulary=vocabulary,
             )
             for ends in (False, True)
         }
@@ -126,9 +136,31 @@ class Examples(Dataset[dict[str, Any]]):
                 raise ValueError(f"{where}: {error}") from error
         return self._found[index]
 
+    def bytes_per_token(self) -> float:
+        """Bytes of text over the reader's tokens that stand for it."""
+        rows = [self[n] for n in range(len(self))]
+        tokens = sum(int(np.sum(row["text_mask"])) for row in rows)
+        return sum(int(row["target_bytes"]) for row in rows) / max(tokens, 1)
+
+    def changed_by(self, tokenizer: Any) -> int:
+        """How many pieces a tokenizer does not give back as they were."""
+        texts = [piece.text.strip() for piece in self.pieces]
+        ids = token_ids(tokenizer, [piece.text for piece in self.pieces])
+        read = (tokenizer.decode(each, clean_up_tokenization_spaces=False).strip() for each in ids)
+        return sum(one != other for one, other in zip(texts, read, strict=True))
+
     def keys(self) -> list[str]:
         """Keys of all examples in a saved teacher."""
         return [self[n]["teacher_key"] for n in range(len(self))]
+
+    def at_boundaries(self) -> Examples:
+        """The same with the positions at which both models have read the same bytes."""
+        return Examples(self.pieces, *self._arguments)
+
+    def swapped(self) -> Examples:
+        """The same for the other model."""
+        reader, other, length = self._arguments
+        return Examples(self.pieces, other, reader, length)
 
     def with_keys(self) -> Examples:
         """The same, the other model being a saved teacher."""

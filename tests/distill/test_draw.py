@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlot.distill.draw import Series, heat_map, line_chart
+from mlot._charts import Series, heat_map, line_chart
 
 VALUES = st.floats(-1e9, 1e9, allow_subnormal=False)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -95,6 +95,16 @@ def test_k_none_from_a_shell(command):
     (_, args, _), report = command("--matching", "rank", "--k", "none", "--steps", "1")
     assert args.ot_config().k is None
     assert report["settings"]["k"] is None
+
+
+def test_the_plan_from_the_text(command):
+    (_, args, _), report = command("--matching", "text", "--baseline")
+    assert (args.ot_config(), args.alpha) == (replace(MultiLevelOTConfig.text(), k=8), 1.0)
+    (notice,) = report["notices"][-1:]
+    assert notice.startswith("--matching text: the page's pictures")
+    plain, distilled = (report["models"][name] for name in ("student-ce", "student-mlot"))
+    assert plain["curve"][0] == distilled["curve"][0]
+    assert plain["bits_per_byte"] != distilled["bits_per_byte"]
 
 
 def test_epochs(command):
@@ -209,7 +219,7 @@ def test_adapters_resume(command, tmp_path, monkeypatch):
 
 def test_adapters_without_peft(models, text, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr("mlot.distill.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("mlot._hf.adapters.find_spec", lambda name: None)
     words = ["--teacher", models[0], "--student", models[1], "--text", text, "--output", tmp_path / "out"]
     assert main([str(word) for word in (*SHORT, *words, "--lora-rank", "2")]) == 2
     assert (
@@ -243,8 +253,9 @@ FOLDERS = {"teacher": "t", "student": "s"}
         ({"max_steps": 3, "num_train_epochs": 2.0}, "--num-train-epochs: expected none, since --steps says"),
         ({"eval_steps": 3, "evaluations": 4}, "--evaluations: expected none, since --eval-steps says when"),
         ({"save_steps": 3, "checkpoint_every": 4}, "--checkpoint-every: expected none, since --save-steps"),
-        ({"matching": "rank", "pool": 300}, "--pool: expected none, since --matching rank compares nothing"),
+        ({"matching": "rank", "pool": 300}, "--pool: expected none, since --matching rank compares none"),
         ({"sd_weight": 0.0, "epsilon": 0.2}, "--epsilon: expected none, since --sd-weight is 0"),
+        ({"matching": "text", "pairs": "index"}, "--pairs: expected none, since --matching is text"),
         ({"do_train": True}, "--do-train: expected none, since the command trains"),
         (
             {"resume_from_checkpoint": "x"},

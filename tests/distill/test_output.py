@@ -7,8 +7,14 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from mlot._folders import created
+from mlot._folders import staging as staging_of
 from mlot.distill.errors import DistillError
-from mlot.distill.output import ENTRIES, FORMAT, check_output, created, is_stopped_run, staging
+from mlot.distill.output import ENTRIES, FORMAT, check_output, is_finished_run, is_stopped_run
+
+
+def staging(folder):
+    return staging_of(folder, ENTRIES, replaces=is_finished_run(folder))
 
 
 def test_entries_of_the_right_name_but_no_run_are_refused(tmp_path):

@@ -12,21 +12,20 @@ pytest.importorskip("transformers")
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlot._charts import legible
 from mlot.align import AlignmentReport
-from mlot.distill.draw import legible
 from mlot.distill.page import render
-from mlot.distill.pictures import Match, Pictures, Segment
 from mlot.distill.report import (
     CE,
     MLOT,
     TEACHER,
     ModelReport,
     RunReport,
-    bits_curve,
-    logged_terms,
     table,
     verdict,
 )
+from mlot.training._inspect import Match, Pictures, Segment
+from mlot.training._logs import bits_curve, logged_terms
 from mlot.training._score import Score
 
 NASTY = (

@@ -12,8 +12,8 @@ import mlot
 from mlot._examples import Example
 from mlot._hf.made import make_llama, train_bpe, train_unigram
 from mlot.distill import Examples, Piece, make_pieces
-from mlot.distill.party import Party
-from mlot.distill.pictures import Painter, spell
+from mlot.distill.setup import Party
+from mlot.training._inspect import Painter, spell
 
 TEXTS = [
     "Return the sum of a sequence, however long it is. ☃",
@@ -31,7 +31,7 @@ def parties():
     with torch.no_grad():  # predictions that differ from place to place
         for model in models:
             model.double().lm_head.weight.mul_(20)
-    return Party("student", models[0], tokenizers[0]), Party("teacher", models[1], tokenizers[1])
+    return Party(models[0], tokenizers[0]), Party(models[1], tokenizers[1])
 
 
 def painter(parties, pieces, *, boundary=True, **settings):
@@ -41,15 +41,14 @@ def painter(parties, pieces, *, boundary=True, **settings):
     others = Examples(pieces, teacher.tokenizer, student.tokenizer, LENGTH)
     config = mlot.MultiLevelOTConfig(k=K, **settings)
 
-    def taught(indices):
-        batch = others.collator([others[n] for n in indices])
-        with torch.no_grad():
-            logits = teacher.model.eval()(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
-        return logits, mlot.mask_from_labels(batch["labels"])
-
-    made = Painter(student, examples, teacher.tokenizer, taught, config, boundary=boundary)
+    made = Painter(
+        student.model,
+        (student.tokenizer, teacher.tokenizer),
+        examples,
+        teacher.model,
+        config,
+        boundary=boundary,
+    )
 
     def expected(n):
         sides = []

@@ -19,7 +19,7 @@ from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill import run as running
 from mlot.distill.cli import main
 from mlot.distill.output import ENTRIES
-from mlot.distill.stages import Clock, Stage
+from mlot.training._stage import Clock, Stage
 
 # Checkpoints fall between logs and evaluations: what these sum up must survive.
 RUN = "--steps 6 --batch-size 4 --length 32 --k 8 --evaluations 2 --threads 1 --checkpoint-every 2".split()

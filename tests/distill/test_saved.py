@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 from distill_cases import MADE, SHORT, run_without_training, save_gpt2, save_llama, texts_of, write_text
 from mlot._hf.made import train_bpe, train_unigram
 from mlot.distill import Examples, make_pieces
+from mlot.distill import run as running
 from mlot.distill.cli import main
 from mlot.distill.options import Options
-from mlot.distill.setup import Setup, read_documents
+from mlot.distill.setup import read_documents
 from mlot.saved import SavedTeacher
 from mlot.training._corpus import split_corpus
 
@@ -98,12 +99,14 @@ def test_a_teacher_that_is_made_can_be_saved(text, tmp_path):
 
 
 def test_pictures_without_held_out_windows_are_of_training(run, text, tmp_path, monkeypatch):
-    known = Setup.indices_with_teacher
-    monkeypatch.setattr(
-        Setup,
-        "indices_with_teacher",
-        lambda setup, sides: [] if sides is setup.held_out else known(setup, sides),
-    )
+    known = running.known_to
+    calls = []
+
+    def none_at_first(teacher, examples):
+        calls.append(examples)
+        return [] if len(calls) == 1 else known(teacher, examples)
+
+    monkeypatch.setattr(running, "known_to", none_at_first)
     output = tmp_path / "again"
     assert main(command(run | {"output": output}, text, "--saved-teacher", run["saved"])) == 0
     assert "window of training" in " ".join((output / "report.html").read_text(encoding="utf-8").split())

@@ -1,8 +1,8 @@
-"""What the page shows of one sentence: its alignment, its transport plan and its matched traces."""
+"""What the loss sees of one example, to be shown: alignment, transport plan, matched traces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,6 @@ from mlot.align._draw import printable
 from mlot.align._reader import Reader
 from mlot.align._scheme import guess
 from mlot.backends.torch.select import STD_OFFSET
-from mlot.distill.party import Party
 from mlot.training._batch import Batch
 from mlot.training._windows import Examples
 
@@ -31,8 +30,6 @@ _COLUMNS = 24
 #: Examples whose diagnostics are taken, and how many at once.
 _SAMPLE, _AT_ONCE = 32, 8
 
-#: The teacher's predictions for some examples, and the mask of those that count unless traces bring it.
-Taught = Callable[[Sequence[int]], tuple[Tensor | Traces, Tensor | None]]
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -94,32 +91,55 @@ class Pictures:
     places: tuple[str, ...]
 
 
+def predicted_by(
+    teacher: Any, examples: Examples, indices: Sequence[int]
+) -> tuple[Tensor | Traces, Tensor | None]:
+    """A teacher's predictions for some examples, and the mask of those that count unless traces bring it."""
+    rows = [examples[n] for n in indices]
+    if hasattr(teacher, "manifest"):
+        return teacher.batch([row["teacher_key"] for row in rows], backend="torch"), None
+    batch = examples.collator(rows)
+    inputs = {name: batch["teacher_" + name].to(teacher.device) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = teacher.eval()(**inputs).logits
+    return logits, mlot.mask_from_labels(batch["teacher_labels"].to(teacher.device))
+
+
+def known_to(teacher: Any, examples: Examples) -> list[int]:
+    """Examples that a teacher has predictions for: all, unless it is saved."""
+    if not hasattr(teacher, "manifest"):
+        return list(range(len(examples)))
+    keys = examples.keys()
+    missing = set(teacher.missing(keys))
+    return [n for n, key in enumerate(keys) if key not in missing]
+
+
 class Painter:
     """Compares a trained student with its teacher on some examples, as the loss does.
 
     Args:
-        student: the trained student.
+        model: the trained student.
+        tokenizers: of the student and of the teacher.
         examples: in the student's tokens, with pairs.
-        teacher: tokenizer of the teacher.
-        taught: gives the teacher's predictions for some of the examples.
+        teacher: a causal language model, or a saved teacher.
         config: settings of the loss.
         boundary: whether HAD and SL compare positions that have read the same bytes, or by index.
     """
 
     def __init__(
         self,
-        student: Party,
+        model: Any,
+        tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
         examples: Examples,
-        teacher: PreTrainedTokenizerBase,
-        taught: Taught,
+        teacher: Any,
         config: MultiLevelOTConfig,
         *,
         boundary: bool,
     ) -> None:
-        self._student = student
+        self._model = model
         self._examples = examples
-        self._tokenizers = student.tokenizer, teacher
-        self._taught = taught
+        self._tokenizers = tokenizers
+        self._teacher = teacher
         self._config = config
         self._boundary = boundary
 
@@ -176,11 +196,11 @@ class Painter:
     def _compare(self, indices: Sequence[int]) -> tuple[Tensor, Traces, MultiLevelOTResult]:
         """The student's logits, the teacher's traces, and the loss of the two."""
         config = self._config
-        model: Any = self._student.model
+        model = self._model
         made = self._examples.collator([self._examples[n] for n in indices])
         batch = Batch.of({name: tensor.to(model.device) for name, tensor in made.items()})
         logits = model.eval()(**batch.student).logits
-        source, mask = self._taught(indices)
+        source, mask = predicted_by(self._teacher, self._examples, indices)
         traces = mlot.select(
             source,
             mask,
