@@ -165,7 +165,16 @@ def heat_map(
     for i, name in enumerate(row_names):
         axes.text(-5, _CELL * (i + 0.5) + 4, name, ha="right", va="baseline", **written)
     for j, name in enumerate(column_names):
-        axes.text(_CELL * (j + 0.5) + 4, -5, name, ha="left", va="baseline", rotation=90, **written)
+        axes.text(
+            _CELL * (j + 0.5) + 4,
+            -5,
+            name,
+            ha="left",
+            va="baseline",
+            rotation=90,
+            rotation_mode="anchor",
+            **written,
+        )
     label = f"{title}: {len(rows)} rows, {len(columns)} columns"
     return Drawing(title, _svg(figure, label, tips, "label"))
 
