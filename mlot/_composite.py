@@ -18,7 +18,7 @@ class Composite:
 
     #: Whether every column of the vocabulary can be read, as ULD and cross-entropy need.
     _whole: ClassVar[bool] = True
-    #: Whether it computes its cross-entropy by itself, in `_cross_entropy`, whatever can be read of it.
+    #: Whether it reads its logits by itself, in `_log_probs_at` and `_logits_at`, whatever can be read of it.
     _scores: ClassVar[bool] = False
     #: Whether traces of it are selected by its own `_select`, not by the backend.
     _selects: ClassVar[bool] = False
@@ -47,8 +47,12 @@ class Composite:
         """Mask ``(B, T)`` where none is given."""
         return xp.full_mask(self)
 
-    def _cross_entropy(self, targets: Array, mask: Array) -> Array:
-        """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
+    def _log_probs_at(self, ids: Array, mask: Array, temperature: float) -> Array:
+        """Log-probabilities ``(B, T, K)`` of listed tokens; minus infinity where none is, or none counts."""
+        raise NotImplementedError
+
+    def _logits_at(self, b: Array, t: Array) -> Array:
+        """Logits ``(U, V)`` of listed positions, constants."""
         raise NotImplementedError
 
     def _select(

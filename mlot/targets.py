@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from mlot import _arguments, _checks
+from mlot._composite import Composite
 from mlot._resolve import type_name
 from mlot._result import Evidence, MultiLevelOTResult
 from mlot._typing import Array, Reduction
@@ -129,7 +131,8 @@ def text_sides(
     backend: str | None,
 ) -> tuple[Backend, Source, TextTargets, Array]:
     """Check what is compared by the text; return the student, the targets and the student's mask."""
-    _arguments.whole_source("student", student, "the tokens of its targets are read")
+    if not (isinstance(student, Composite) and student._scores):
+        _arguments.whole_source("student", student, "the tokens of its targets are read")
     if pairs is not None:
         raise ValueError("pairs: expected None with matching='text', since the text gives them, got pairs")
     if isinstance(teacher, TextTargets):
@@ -257,8 +260,9 @@ def text_loss(
     if config.sd_weight:
         teacher_traces = _heaviest(xp, targets, has_target, config)
         columns = teacher_traces.columns
-        student_traces = xp.take(
-            cast(Predictions, student),
+        own = isinstance(student, Composite) and student._selects
+        take = cast(Any, student).take if own else partial(xp.take, cast(Predictions, student))
+        student_traces = take(
             columns,
             student_mask,
             temperature=config.temperature,

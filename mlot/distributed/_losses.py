@@ -1,4 +1,4 @@
-"""Cross-entropy over a sharded vocabulary."""
+"""Log-probabilities of listed tokens over a sharded vocabulary."""
 
 from __future__ import annotations
 
@@ -13,59 +13,65 @@ from mlot.backends.torch.select import Settings
 from mlot.distributed._place import Place
 from mlot.distributed._selection import RowStatistics, back, log_probability, scan, whole_precision
 
-_SETTINGS = Settings(1.0, (), False)
-
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def cross_entropy(kind: Kind, place: Place, targets: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-probability ``(B, T)`` of one target of the vocabulary for each valid position, else 0."""
+def log_probs_at(kind: Kind, place: Place, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities ``(B, T, K)`` of tokens of the whole vocabulary; minus infinity where none counts."""
     with torch.autocast(mask.device.type, enabled=False):
-        losses: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), place, targets.masked_fill(~mask, 0), mask, *kind.tensors
+        log_probs: Tensor = _LogProbsAt.apply(  # type: ignore[no-untyped-call]
+            kind.forget(), place, ids, mask, Settings(temperature, (), False), *kind.tensors
         )
-        return losses
+        return log_probs
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """`cross_entropy` with its gradient."""
+class _LogProbsAt(torch.autograd.Function):
+    """`log_probs_at` with its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, kind: Kind, place: Place, targets: Tensor, mask: Tensor, *tensors: Tensor | None
+        ctx: Any,
+        kind: Kind,
+        place: Place,
+        ids: Tensor,
+        mask: Tensor,
+        settings: Settings,
+        *tensors: Tensor | None,
     ) -> Tensor:
         rows = kind.rows(tensors)
-        found = scan(rows, place, mask, _SETTINGS)
-        here, index = place.locate(targets)
-        here &= mask
-        picked = _picked(rows, index) if rows.shape[2] else torch.zeros_like(found.top)
-        picked = place.total(torch.where(here, picked - found.top, 0))
-        ctx.save_for_backward(targets, mask, found.top, found.log_totals, *tensors)
-        ctx.kind, ctx.place = kind, place
-        return (found.log_totals[0] - picked).masked_fill_(~mask, 0)
+        found = scan(rows, place, mask, settings)
+        listed = mask[..., None] & (ids >= 0)
+        here, index = place.locate(ids)
+        top = found.top[..., None]
+        picked = _picked(rows, index) if rows.shape[2] else torch.zeros_like(top).expand(ids.shape)
+        below = place.total(torch.where(here & listed, picked - top, 0))
+        ctx.save_for_backward(ids, listed, mask, found.top, found.log_totals, *tensors)
+        ctx.kind, ctx.place, ctx.settings = kind, place, settings
+        log_probs = below / settings.temperature - found.log_totals[0][..., None]
+        return log_probs.masked_fill_(~listed, -torch.inf)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        targets, mask, top, log_totals, *tensors = ctx.saved_tensors
-        found, place = RowStatistics(top, log_totals, None, None), ctx.place
-        here, index = place.locate(targets)
-        bar = bar.masked_fill(~mask, 0)
-        hit = torch.where(here, -bar, 0)
+        ids, listed, mask, top, log_totals, *tensors = ctx.saved_tensors
+        found, place, settings = RowStatistics(top, log_totals, None, None), ctx.place, ctx.settings
+        here, index = place.locate(ids)
+        bar = bar.masked_fill(~listed, 0) / settings.temperature
+        total, hit = -bar.sum(-1, keepdim=True), torch.where(here, bar, 0)
 
         def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
-            piece = log_probability(logits, where, found, _SETTINGS, 0).exp_().mul_(bar[where][..., None])
-            return piece.scatter_add_(-1, index[where][..., None], hit[where][..., None])
+            piece = log_probability(logits, where, found, settings, 0).exp_().mul_(total[where])
+            return piece.scatter_add_(-1, index[where], hit[where]) if logits.shape[-1] else piece
 
         rows = whole_precision(ctx.kind, tensors)
-        gradients = back(rows, place, mask, ctx.needs_input_grad[4:], slope, found, tensors)
-        return (None, None, None, None, *gradients)
+        gradients = back(rows, place, mask, ctx.needs_input_grad[5:], slope, found, tensors)
+        return (None, None, None, None, None, *gradients)
 
 
 def _picked(rows: RowSource, index: Tensor) -> Tensor:
-    """Logit ``(B, T)`` of one column for each position."""
+    """Logits ``(B, T, K)`` of some columns for each position."""
     if not isinstance(rows, HeadRows):
-        return rows.logits.gather(2, index[..., None]).squeeze(2).to(rows.dtype)
-    # Every position as a sequence of its own, which has its own column.
+        return rows.logits.gather(2, index).to(rows.dtype)
+    # Every position as a sequence of its own, which has its own columns.
     hidden = rows.hidden.flatten(0, 1)[:, None]
     alone = HeadRows(hidden, rows.weight, rows.bias, rows.softcap, rows.scale)
-    return alone.columns(index.reshape(-1, 1)).view(index.shape)
+    return alone.columns(index.flatten(0, 1)).view(index.shape)

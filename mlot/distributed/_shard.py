@@ -217,10 +217,14 @@ class VocabShard(Composite):
         traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
         return traces
 
-    def _cross_entropy(self, targets: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
-        losses: Tensor = _losses.cross_entropy(Kind(self.local), self._place, targets, mask)
-        return losses
+    def _log_probs_at(self, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        log_probs: Tensor = _losses.log_probs_at(Kind(self.local), self._place, ids, mask, temperature)
+        return log_probs
+
+    def _logits_at(self, b: Tensor, t: Tensor) -> Tensor:
+        kind = Kind(self.local)
+        rows = kind.rows(tuple(None if x is None else x.detach() for x in kind.tensors))
+        return self._place.gather(rows.read((b, t)).to(rows.dtype), self._place.sizes)
 
 
 def _without(temperature: float, extra: tuple[float, ...]) -> tuple[float, ...]:

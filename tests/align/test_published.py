@@ -24,7 +24,10 @@ PAIRS = [
     ("gpt4o", "llama2"),
 ]
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="published tokenizers: make tokenizers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER.is_dir(), reason="published tokenizers: make tokenizers"),
+]
 
 
 @cache

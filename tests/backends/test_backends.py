@@ -1,5 +1,6 @@
 """The registry: found by type, by name, from plug-ins; nothing imported before it is needed."""
 
+import importlib.metadata
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -81,7 +82,9 @@ def test_a_name_is_taken_once() -> None:
 
 def test_plug_ins_are_found_by_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("tagged", f"{__name__}:SPEC", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "mlot.backends" else [])
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [point] if group == "mlot.backends" else []
+    )
     monkeypatch.setattr(registry, "_plugins_read", False)
     assert "tagged" in mlot.available_backends()
     assert mlot.get_backend("tagged").name == "tagged"
@@ -104,7 +107,7 @@ def test_a_broken_plug_in_is_left_out_with_a_warning(
         EntryPoint(n, value, registry.ENTRY_POINT_GROUP)
         for n, value in (("wrong", wrong), ("tagged", f"{__name__}:SPEC"))
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     monkeypatch.setattr(registry, "_plugins_read", False)
     with pytest.warns(RuntimeWarning, match=f"^entry point of group 'mlot.backends' left out: {message}"):
         assert "tagged" in mlot.available_backends()

@@ -9,7 +9,10 @@ import mlot.nn
 from problems import make_problem
 
 # The compiler itself does what torch warns of: it instantiates autograd functions, and looks at .grad.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch"),
+]
 
 TEACHER = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 6, 40))).float()
 STUDENT = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 5, 30))).float()
@@ -134,5 +137,6 @@ def test_operations_are_declared_rightly(weight: torch.Tensor | None) -> None:
     torch.library.opcheck(torch_ops._scan, (first.detach(), *head[1:], mask, 1.0, [2.0], False, True))
     take = (*head, columns, mask, top, log_totals, scale, 1.0, [2.0], False)
     torch.library.opcheck(torch_ops._take, take)
-    torch.library.opcheck(torch_ops._cross_entropy, (*head, torch.tensor([[1, 2, 0], [3, 0, 8]]), mask))
+    ids = torch.tensor([[[1, 8], [2, -1], [0, 0]], [[3, 4], [0, 1], [8, -1]]])
+    torch.library.opcheck(torch_ops._log_probs_at, (*head, ids, mask, 2.0))
     torch.library.opcheck(torch_ops._assign, (torch.rand(2, 3, 4, dtype=torch.float64),))

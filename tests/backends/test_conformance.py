@@ -44,6 +44,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch):
 # -- right backends --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, cases", [(0, 20), (1, 8)])
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_our_backends_conform(backend: str, seed: int, cases: int) -> None:
@@ -312,6 +313,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_plugin_is_found_and_conforms(installed: Path) -> None:
     code = """
 import sys, numpy as np, mlot, mlot.testing

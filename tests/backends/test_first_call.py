@@ -37,6 +37,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("start", [FUNCTION, MODULE], ids=["function", "module"])
 def test_the_first_call_can_be_compiled(start: str, backend: str) -> None:

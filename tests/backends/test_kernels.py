@@ -23,6 +23,7 @@ def run(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run on it")
 def test_kernels_through_the_interpreter() -> None:
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""

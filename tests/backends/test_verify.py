@@ -13,6 +13,8 @@ import mlot
 from mlot import verify
 from mlot.testing import Record
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(mlot.__file__).parents[1]
 
 #: A backend that a package registers on installation: the reference, but for one operation.

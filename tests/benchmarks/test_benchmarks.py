@@ -94,6 +94,7 @@ def test_saved_bytes_counts_each_storage_once_and_no_input():
     assert storage_bytes([leaf[:5], leaf[5:], torch.zeros(()).expand(1000)]) == 8000 + 4
 
 
+@pytest.mark.slow
 def test_actions_take_turns():
     order = []
     actions = [lambda n=n: order.append(n) for n in range(3)]
@@ -236,6 +237,7 @@ def test_a_library_that_is_not_there():
     assert libraries.load("mlot.no_such_module") == "import failed: ModuleNotFoundError"
 
 
+@pytest.mark.slow
 def test_bandwidth_is_measured_on_devices_only():
     student = logits(400, 1).requires_grad_()
     assert select_bandwidth(student, 20, 2) == "not measured"

@@ -11,6 +11,8 @@ import mlot
 from benchmarks import plain
 from benchmarks.cli import main
 
+pytestmark = pytest.mark.slow
+
 SMALL_LOSS = ["loss", "--batch", "2", "--length", "12", "--student-vocabulary", "400"]
 SMALL_LOSS += ["--teacher-vocabulary", "300", "--hidden", "16", "--k", "20", "--repeats", "2"]
 SMALL_TRANSPORT = ["transport", "--batch", "2", "--length", "12", "--k", "8", "--repeats", "2"]

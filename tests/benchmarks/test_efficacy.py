@@ -30,6 +30,8 @@ from benchmarks.efficacy.windows import cut
 from benchmarks.efficacy.work import OtherStudyError, Study
 from mlot._hf.made import standard_library_documents
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TINY = SIZES["tiny"]
 TIMES = ("seconds", "processor_seconds")

@@ -100,6 +100,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", PROMISES)
 def test_an_extra_keeps_its_promise_alone(wheel: Path, tmp_path: Path, extra: str | None) -> None:
     python = environment(wheel, tmp_path / "environment", extra)

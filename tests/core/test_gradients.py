@@ -132,6 +132,7 @@ def test_uld_from_a_linear_head() -> None:
     assert gradcheck(distance, (logits(1, 2, 4, 3), logits(2, 9, 3), logits(3, 9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matching", MATCHINGS)
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("sequence_cost", ["l1", "log"])

@@ -8,6 +8,8 @@ import torch
 import mlot
 from benchmarks.memory import peak_bytes, saved_bytes
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 BATCH, LENGTH, V_S, V_T = 2, 128, 50257, 32000
 

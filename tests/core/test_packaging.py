@@ -45,6 +45,7 @@ def test_contents(wheel: Path) -> None:
         assert f"Provides-Extra: {extra}" in metadata
 
 
+@pytest.mark.slow
 def test_a_clean_environment_with_numpy_and_scipy(wheel: Path, tmp_path: Path) -> None:
     """Installed by pip into an environment that has nothing else; NumPy and SciPy are lent by this one."""
     environment = tmp_path / "clean"

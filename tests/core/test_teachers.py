@@ -193,6 +193,7 @@ def test_a_student_of_traces() -> None:
     assert mlot.multi_teacher_ot(traces, teachers, config=config).loss == want.loss
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_compiles_into_one_graph() -> None:
     torch._dynamo.reset()

@@ -92,6 +92,7 @@ def test_a_rest_changes_the_terms_within_its_bound(backend, problem, k):
     assert float(values[1].sl[0]) <= float(values[0].sl[0]) + 1e-10  # one token for many is never worse
 
 
+@pytest.mark.slow
 @given(problem=text_problems(framed=False))
 @settings(max_examples=30)
 def test_gradient_by_finite_differences(problem):

@@ -230,6 +230,7 @@ def test_it_is_a_constant() -> None:
     assert mlot.multi_level_ot(student, source).loss.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_compiles_into_one_graph() -> None:
     torch._dynamo.reset()

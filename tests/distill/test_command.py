@@ -29,6 +29,8 @@ from mlot.distill.output import ENTRIES, FORMAT
 from mlot.distill.setup import read_documents
 from mlot.training._corpus import split_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):

@@ -202,6 +202,7 @@ def test_adapters(command, models, tmp_path):
     assert first[0] == first[1]
 
 
+@pytest.mark.slow
 def test_adapters_resume(command, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     words = ["--lora-rank", "2", "--baseline", "--seed", "3"]

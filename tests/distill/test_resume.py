@@ -21,6 +21,8 @@ from mlot.distill.cli import main
 from mlot.distill.output import ENTRIES
 from mlot.training._stage import Clock, Stage
 
+pytestmark = pytest.mark.slow
+
 # Checkpoints fall between logs and evaluations: what these sum up must survive.
 RUN = "--steps 6 --batch-size 4 --length 32 --k 8 --evaluations 2 --threads 1 --checkpoint-every 2".split()
 

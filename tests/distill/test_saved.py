@@ -21,6 +21,8 @@ from mlot.distill.setup import read_documents
 from mlot.saved import SavedTeacher
 from mlot.training._corpus import split_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):

@@ -9,6 +9,8 @@ import torch.distributed
 import mlot.distributed
 from distributed_launch import launch, report
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "support" / "distributed_data.py"
 
 

@@ -21,6 +21,8 @@ from distributed_launch import environment
 from distributed_trainer import run
 from training_cases import FLOAT32
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "support" / "distributed_trainer.py"
 
 #: By default accelerate repeats examples until every process has as many batches.

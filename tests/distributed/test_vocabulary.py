@@ -12,13 +12,19 @@ from mlot.distributed import VocabShard
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch was built without distributed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 @pytest.mark.parametrize(
-    ("script", "cases"), [("distributed_vocabulary.py", 14), ("distributed_vocabulary_modules.py", 8)]
+    ("script", "cases"),
+    [
+        ("distributed_vocabulary.py", 14),
+        ("distributed_vocabulary_modules.py", 8),
+        ("distributed_vocabulary_text.py", 1),
+    ],
 )
 def test_four_processes(tmp_path: Path, script: str, cases: int) -> None:
     """All cases of a script in one test, since starting the processes costs more than any of them."""

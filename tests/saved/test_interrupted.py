@@ -14,6 +14,8 @@ import saved_run
 from mlot.saved import SavedTeacher, TeacherWriter, verify_folder
 from saved_cases import cases, files_of, manifest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(saved_run.__file__)
 SHARDS = -(-saved_run.EXAMPLES // saved_run.PER_SHARD)
 

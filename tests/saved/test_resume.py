@@ -18,6 +18,8 @@ from mlot.saved import SavedTeacher, save_teacher, verify_folder
 from saved_cases import files_of
 from saved_models import LONGEST, TEXTS, llama
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:

@@ -49,8 +49,8 @@ def report(failures: dict[str, str]) -> str:
 
 
 def environment(script: Path) -> dict[str, str]:
-    """Variables for a process that imports what the script's folder and the one above hold."""
-    path = os.pathsep.join([str(script.parent.parent), str(script.parent)])
+    """Variables for a process that imports what the script's folder and the project's hold."""
+    path = os.pathsep.join([str(script.parents[2]), str(script.parent)])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 

@@ -16,6 +16,8 @@ if not torch.distributed.is_available():
 from training_cases import FLOAT32
 from training_processes import runs
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1] / "support"
 
 

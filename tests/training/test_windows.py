@@ -69,6 +69,7 @@ def test_documents_of_a_library(library):
     ]
 
 
+@pytest.mark.slow
 def test_documents_of_the_standard_library_are_many_and_repeat():
     documents = standard_library_documents()
     assert len(documents) > 300

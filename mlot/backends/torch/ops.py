@@ -47,6 +47,9 @@ def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperat
 
     Minus infinity where no token is listed, or the mask is false.
     """
+    if isinstance(source, Composite) and source._scores:
+        own: Tensor = source._log_probs_at(ids, mask, temperature)
+        return own
     kind = Kind(source)  # type: ignore[arg-type]
     with torch.autocast(device_type=mask.device.type, enabled=False):
         if not torch.compiler.is_compiling():
@@ -60,9 +63,6 @@ def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperat
 
 def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> Tensor:
     """Negative log-probability ``(B, T)`` of the targets where the mask is true, 0 elsewhere."""
-    if isinstance(source, Composite) and source._scores:
-        own: Tensor = source._cross_entropy(targets, mask)
-        return own
     log_probs = log_probs_at(source, targets.masked_fill(~mask, 0)[..., None], mask, 1.0)
     return -log_probs.squeeze(-1).masked_fill(~mask, 0)
 

@@ -202,7 +202,7 @@ class HeadRows:
         step = vocabulary
         if self.weight.dtype != self.dtype:
             step = rows_in_slice(self.device, width, self.dtype.itemsize)
-        for v in range(0, vocabulary, step):
+        for v in range(0, vocabulary, max(step, 1)):
             yield slice(v, min(v + step, vocabulary))
 
     def _finish(self, logits: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlot._composite import arrays_of
+from mlot._composite import Composite, arrays_of
 from mlot.backends.torch.rows import Kind, RowSource, compute_dtype
 from mlot.backends.torch.topk import tempered
 from mlot.sources import Predictions
@@ -72,7 +72,10 @@ class _Teacher:
         self.temperature = temperature
         self.vocabulary = int(source.shape[2])
         self.rows: RowSource | None = None
-        if isinstance(source, TopKLogprobs):
+        self.own = source if isinstance(source, Composite) and source._scores else None
+        if self.own is not None:
+            self.dtype = compute_dtype(arrays_of(source)[0].dtype)
+        elif isinstance(source, TopKLogprobs):
             self.ids, self.log_probs, self.missing = tempered(source, temperature)
             self.dtype = self.log_probs.dtype
         else:
@@ -82,8 +85,13 @@ class _Teacher:
 
     def at(self, b: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and the mass of tokens that are not known."""
-        if self.rows is not None:
-            logits = self.rows.read((b, j)).to(self.dtype)
+        read = None
+        if self.own is not None:
+            read = self.own._logits_at(b, j)
+        elif self.rows is not None:
+            read = self.rows.read((b, j))
+        if read is not None:
+            logits = read.to(self.dtype)
             return (logits / self.temperature).softmax(-1), logits.new_zeros(len(b))
         ids = self.ids[b, j]
         probs = self.log_probs[b, j].exp().masked_fill(ids < 0, 0)
