@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## Distil a small model on real text, offline; ARGS=--quick for about a minute. A finished run is replaced, a stopped one is not.
-	$(BIN)/python -m mlot.distill $(if $(wildcard distill-output/unfinished),,--overwrite) $(ARGS)
+	$(BIN)/python -m mlot.distill --matching text $(if $(wildcard distill-output/unfinished),,--overwrite) $(ARGS)
 
 test: $(STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
