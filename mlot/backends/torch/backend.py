@@ -285,8 +285,9 @@ class TorchBackend(Backend):
     @_full_precision
     def sl(self, student: Traces, teacher: Traces, pairs: Tensor) -> Tensor:
         s, t = _paired(student.log_probs, teacher.log_probs, pairs)
-        none = torch.isneginf(t)
-        return -(t.exp() * s.masked_fill(none, 0)).sum((1, 2))
+        t = t.exp()
+        # No mass, be it none or less than the type can hold, asks nothing, not even of what is impossible.
+        return -(t * s.masked_fill(t == 0, 0)).sum((1, 2))
 
     @_full_precision
     def uld(
