@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import HeadRows, Kind, RowSource
 from mlot.backends.torch.select import Settings
 from mlot.distributed._place import Place

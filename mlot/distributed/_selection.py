@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import HeadRows, Kind, RowSource, walk, walk_back
 from mlot.backends.torch.select import STD_OFFSET, Settings, heaviest_columns, normalized, reduce_columns
 from mlot.distributed._place import Place

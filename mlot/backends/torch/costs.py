@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mlot.backends.torch.derivatives import once_differentiable
 
 
 class PairwiseL1(torch.autograd.Function):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import Kind, RowSource, walk, walk_back
 
 

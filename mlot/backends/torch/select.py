@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
+from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import DenseRows, Kind, RowSource, walk, walk_back
 
 STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does

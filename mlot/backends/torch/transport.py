@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mlot.backends.torch import kernels as torch_kernels
+from mlot.backends.torch.derivatives import once_differentiable
 
 #: Largest C / λ for which the exponential form is used: e^-40 is far from underflow in float32, and scalings
 #: of e^40 from overflow.

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mlot.backends.torch import rows as torch_rows
+from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import Kind, gradient_of, rows_in_slice
 
 
