@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, cast
 
 from mlot import _checks, _resolve
@@ -131,7 +132,7 @@ def matched_traces(student: Any, teacher: Any) -> None:
 
 def shared_temperature(student: Traces, teacher: Traces, temperature: float | None) -> None:
     """Require a temperature that both traces serve."""
-    _checks.number("temperature", temperature, allow_none=True)
+    _checks.scale("temperature", temperature, allow_none=True)
     if temperature is not None:
         student.require(temperature)
         teacher.require(temperature)
@@ -144,11 +145,19 @@ def shared_temperature(student: Traces, teacher: Traces, temperature: float | No
 
 def num_items(value: Any) -> None:
     """Require a positive number or a scalar array, which is taken as it is."""
-    if value is None or hasattr(value, "shape"):
-        if value is not None and math.prod(value.shape) != 1:
-            raise ValueError(f"num_items: expected one number, got shape {tuple(value.shape)}")
+    if not hasattr(value, "shape"):
+        _checks.number("num_items", value, allow_none=True)
         return
-    _checks.number("num_items", value)
+    if math.prod(value.shape) != 1:
+        raise ValueError(f"num_items: expected one number, got shape {tuple(value.shape)}")
+    on_host = str(getattr(value, "device", "cpu")) == "cpu"  # elsewhere looking would wait for the device
+    if on_host and not _compiling() and not 0 < (number := float(value)) < math.inf:
+        raise ValueError(f"num_items: expected a finite number > 0, got {number}")
+
+
+def _compiling() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
 
 
 def _mask(xp: Backend, name: str, mask: Array, shape: tuple[int, ...], of: str) -> None:

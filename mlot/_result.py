@@ -137,6 +137,8 @@ class MultiLevelOTResult:
             return gap
         cost, index, log_probs, pairs, outside = map(self._evidence.host, match)
         for n in range(len(gap)):
+            if np.isnan(cost[n]).any():
+                continue  # a model that has diverged
             real = pairs[n, pairs[n, :, 1] >= 0].astype(np.int64)
             teacher_mass = np.exp(log_probs[n, real[:, 1]]).sum(axis=0)
             # A column's mass counts a position once; over the pairs it may count as often as that is paired.

@@ -318,11 +318,7 @@ def _student_mask(student: StudentLogits, labels: Tensor, num_items: float | Ten
     _arguments.num_items(num_items)
     if not (isinstance(student, Composite) and student._scores):
         _arguments.whole_source("student_logits", student, "cross-entropy needs them")
-    mask = _mask_of("student_labels", labels, student, "student_logits")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        # elsewhere looking would wait for the device
-        _targets_in_vocabulary(labels[:, 1:], int(student.shape[2]))
-    return mask
+    return _mask_of("student_labels", labels, student, "student_logits")
 
 
 def _mask_of(name: str, labels: Any, source: Any, of: str) -> Tensor:
@@ -337,14 +333,14 @@ def _mask_of(name: str, labels: Any, source: Any, of: str) -> Tensor:
         )
     if get_backend("torch").kind(labels) != "integer":
         raise TypeError(f"{name}: expected integers, got {labels.dtype}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        # elsewhere looking would wait for the device
+        targets, vocabulary = labels[:, 1:], int(source.shape[2])
+        wrong = targets[(targets != -100) & ((targets < 0) | (targets >= vocabulary))]
+        if len(wrong):
+            raise ValueError(f"{name}: expected -100 or 0 to {vocabulary - 1}, got {int(wrong[0])}")
     mask: Tensor = mask_from_labels(labels)
     return mask
-
-
-def _targets_in_vocabulary(targets: Tensor, vocabulary: int) -> None:
-    wrong = targets[(targets != -100) & ((targets < 0) | (targets >= vocabulary))]
-    if len(wrong):
-        raise ValueError(f"student_labels: expected -100 or 0 to {vocabulary - 1}, got {int(wrong[0])}")
 
 
 def mean_cross_entropy(

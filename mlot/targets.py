@@ -91,7 +91,7 @@ def text_targets(
             [0.   , 0.   ]]]))
     """
     _checks.count("k", k)
-    _checks.number("temperature", temperature)
+    _checks.scale("temperature", temperature)
     _checks.number("min_served", min_served, allow_zero=True)
     arguments = _text_arguments(teacher, text, student_mask=student_mask, teacher_mask=teacher_mask)
     xp, values = _arguments.resolve(arguments, backend)

@@ -91,7 +91,7 @@ class TopKLogprobs(Composite):
     def __post_init__(self) -> None:
         _checks.count("vocab_size", self.vocab_size, allow_none=True)
         _checks.choice("tail", self.tail, ("zero", "renormalize", "uniform"))
-        _checks.number("temperature", self.temperature)
+        _checks.scale("temperature", self.temperature)
         if self.tail == "uniform" and self.vocab_size is None:
             raise ValueError(
                 "vocab_size: expected the width of the teacher's vocabulary, since tail='uniform' spreads "
@@ -169,7 +169,7 @@ class TopKLogprobs(Composite):
         >>> low.round(3), high.round(3)
         (array([[[0.382, 0.191]]]), array([[[0.471, 0.235]]]))
         """
-        _checks.number("temperature", temperature)
+        _checks.scale("temperature", temperature)
         xp, _ = resolve({"ids": self.ids}, None)
         ids: NDArray[Any] = xp.to_numpy(self.ids)
         logprobs: NDArray[Any] = xp.to_numpy(xp.stop_gradient(self.logprobs))

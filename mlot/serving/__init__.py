@@ -242,7 +242,7 @@ def _settings(
     """Check what all converters take; return what the source is made with."""
     _checks.count("k", k, allow_none=True)
     _checks.count("vocab_size", vocab_size, allow_none=True)
-    _checks.number("temperature", temperature)
+    _checks.scale("temperature", temperature)
     _checks.count("length", length, allow_none=True)
     _checks.choice("padding_side", padding_side, ("right", "left"))
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +23,8 @@ from mlot.training._collator import DistillationCollator
 from mlot.training._heads import head_shape, through_head
 from mlot.training._teacher import Predicted, make_predictor
 from mlot.training._terms import DIAGNOSTICS, TEXT_DIAGNOSTICS, RunningTerms
+
+_logger = logging.getLogger("mlot.training")
 
 if TYPE_CHECKING:  # the mixin is used with Trainers alone, whose attributes type checkers are to know
     _Base = Trainer
@@ -250,6 +254,10 @@ class MultiLevelOTMixin(_Base):
             every = self.args.log_diagnostics_every
             if every and running.logs % every == 0:
                 means |= self._diagnostics()
+            if any(math.isnan(means.get(name, 0.0)) for name in ("ce", "had", "sl", "sd", "distillation")):
+                _logger.warning(
+                    "the loss is not a number at step %d: training has diverged", self.state.global_step
+                )
             logs = logs | means
             running.begin(self.state.global_step)
         super().log(logs, start_time)

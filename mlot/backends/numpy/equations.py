@@ -138,6 +138,12 @@ def emd(cost: Floats, a: Floats, b: Floats) -> Floats:
         raise ImportError(
             'backend: exact transport needs POT, which is not installed; pip install "mlot[pot]"'
         ) from error
+    if np.isnan(cost).any():
+        return np.full(cost.shape, np.nan)
+    # What is infinitely dear is more so than all that is not, but takes mass where nothing else can.
+    finite = np.isfinite(cost)
+    dearest = 1.0 + 2.0 * np.abs(cost[finite]).sum()
+    cost = np.where(finite, cost, np.where(cost > 0, dearest, -dearest))
     # The simplex wants equal totals to the last bit.
     plan, log = ot.emd(a, b * (a.sum() / b.sum()), cost, numItermax=10_000_000, log=True)
     if log["warning"] is not None:

@@ -25,7 +25,7 @@ from mlot.backends.torch import text as torch_text
 from mlot.backends.torch import topk as torch_topk
 from mlot.backends.torch.costs import PairwiseL1, log_cost
 from mlot.backends.torch.rows import Kind, compute_dtype
-from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan
+from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan, where_used
 from mlot.backends.torch.uld import Uld
 from mlot.sources import Predictions
 from mlot.text import TextPositions, TextTargets
@@ -53,7 +53,7 @@ class TorchBackend(Backend):
 
     def kind(self, array: Tensor) -> ArrayKind:
         if array.is_floating_point():
-            return "float"
+            return "float" if array.dtype.itemsize > 1 else "other"  # torch computes with no float8
         if array.dtype == torch.bool:
             return "bool"
         return "other" if array.is_complex() else "integer"
@@ -273,7 +273,7 @@ class TorchBackend(Backend):
         plan = exact_plan(cost, a, b)
         error = (plan.sum(2) - a).abs().sum(1) + (plan.sum(1) - b).abs().sum(1)
         rounds = torch.zeros(len(cost), dtype=torch.long, device=cost.device)
-        return Transport(plan, (plan * cost).sum((1, 2)), error, rounds)
+        return Transport(plan, (plan * where_used(cost, plan)).sum((1, 2)), error, rounds)
 
     # -- divergences -------------------------------------------------------------------------------------
 
@@ -307,7 +307,11 @@ class TorchBackend(Backend):
         elif 0 in (student.shape[1], teacher.shape[1]):
             b, i, j, valid = b[:0], i[:0], j[:0], valid[:0]
         kinds = Kind(student), Kind(teacher)
-        tensors = (*kinds[0].tensors, *kinds[1].tensors)
+        # What was made in inference mode cannot be saved for the way back.
+        tensors = tuple(
+            x.clone() if x is not None and x.is_inference() else x
+            for x in (*kinds[0].tensors, *kinds[1].tensors)
+        )
         index = (b, i.clamp(min=0), j.clamp(min=0))
         distances: Tensor = Uld.apply(  # type: ignore[no-untyped-call]
             kinds[0].forget(), kinds[1].forget(), valid, index, *tensors

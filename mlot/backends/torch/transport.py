@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,7 +143,7 @@ class Sinkhorn(torch.autograd.Function):
         us, vs, rounds = _rounds(half, a, b, n_iter, tol)
         error = half.row_error(us[-1], vs[-1]) + half.column_error(us[-1], vs[-1])
         plan = half.plan(us[-1], vs[-1])
-        value = (plan * (cost if safe else _where_used(cost, plan))).sum((1, 2))
+        value = (plan * (cost if safe else where_used(cost, plan))).sum((1, 2))
         ctx.save_for_backward(cost, a, b, us, vs, rounds)
         ctx.epsilon, ctx.safe, ctx.stops = epsilon, safe, tol is not None
         ctx.mark_non_differentiable(error, rounds)
@@ -155,7 +156,7 @@ class Sinkhorn(torch.autograd.Function):
         half = (Exponential if ctx.safe else Logarithmic)(cost, a, b, ctx.epsilon)
         plan = half.plan(us[-1], vs[-1])
         if not ctx.safe:
-            cost = _where_used(cost, plan)
+            cost = where_used(cost, plan)
         scale = value_bar[:, None, None]
         log_plan_bar = torch.addcmul(plan_bar, scale, cost).mul_(plan)
         active = torch.arange(len(us), device=cost.device)[:, None] < rounds if ctx.stops else None
@@ -219,6 +220,14 @@ def exact_plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if not bool((rows > 0).any()):
             continue
         host = [x.double().cpu().numpy() for x in (rows, columns, matrix)]
+        used = host[2][host[0] > 0][:, host[1] > 0]
+        if np.isnan(used).any():
+            plan.fill_(torch.nan)
+            continue
+        finite = np.isfinite(host[2])
+        # What is infinitely dear is more so than all that is not, but takes mass where nothing else can.
+        dearest = 1.0 + 2.0 * np.abs(host[2][finite]).sum()
+        host[2] = np.where(finite, host[2], np.where(host[2] > 0, dearest, -dearest))
         host[1] = host[1] * (host[0].sum() / host[1].sum())  # the simplex wants equal totals to the last bit
         solved, log = ot.emd(*host, numItermax=10_000_000, log=True)
         if log["warning"] is not None:
@@ -232,7 +241,7 @@ def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.bmm(vector[:, None, :], matrix.mT).squeeze(1)
 
 
-def _where_used(cost: Tensor, plan: Tensor) -> Tensor:
+def where_used(cost: Tensor, plan: Tensor) -> Tensor:
     """Cost of the entries that carry mass: no mass costs nothing, even where the cost is infinite."""
     return cost.masked_fill(plan == 0, 0)
 
