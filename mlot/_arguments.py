@@ -145,14 +145,20 @@ def shared_temperature(student: Traces, teacher: Traces, temperature: float | No
 
 def num_items(value: Any) -> None:
     """Require a positive number or a scalar array, which is taken as it is."""
+    if value is None:
+        return
     if not hasattr(value, "shape"):
-        _checks.number("num_items", value, allow_none=True)
+        _checks.number("num_items", value)
         return
     if math.prod(value.shape) != 1:
         raise ValueError(f"num_items: expected one number, got shape {tuple(value.shape)}")
-    on_host = str(getattr(value, "device", "cpu")) == "cpu"  # elsewhere looking would wait for the device
-    if on_host and not _compiling() and not 0 < (number := float(value)) < math.inf:
-        raise ValueError(f"num_items: expected a finite number > 0, got {number}")
+    if can_look(value) and not 0 < (number := float(value)) < math.inf:
+        raise ValueError(f"num_items: expected a finite number > 0, got {number:g}")
+
+
+def can_look(array: Array) -> bool:
+    """Whether looking at a value costs nothing: on a device it would mean to wait, and to break a graph."""
+    return str(getattr(array, "device", "cpu")) == "cpu" and not _compiling()
 
 
 def _compiling() -> bool:

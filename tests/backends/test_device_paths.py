@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlot
 import mlot.nn
+from mlot import _arguments
 from mlot.backends.torch import rows as torch_rows
 from problems import Problem, assert_close, configs, make_problem, problems, rounding
 
@@ -17,6 +18,7 @@ from problems import Problem, assert_close, configs, make_problem, problems, rou
 def _like_an_accelerator() -> object:
     patch = pytest.MonkeyPatch()
     patch.setattr(torch_rows, "can_look", lambda device: False)
+    patch.setattr(_arguments, "can_look", lambda array: False)
     yield
     patch.undo()
 
