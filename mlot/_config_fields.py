@@ -71,7 +71,7 @@ def settings_of(given: Any) -> dict[str, Any]:
 
 def setting_types() -> dict[str, tuple[tuple[Any, ...], bool]]:
     """For each setting of the loss its types but ``None``, and whether it may be ``None``."""
-    found = {}
+    types = {}
     hints = get_type_hints(MultiLevelOTConfig)
     for each in fields(MultiLevelOTConfig):
         hint = hints[each.name]
@@ -80,8 +80,8 @@ def setting_types() -> dict[str, tuple[tuple[Any, ...], bool]]:
         if each.init and all(
             kind in (int, float, str, bool) or get_origin(kind) is Literal for kind in kinds
         ):
-            found[each.name] = kinds, NoneType in members
-    return found
+            types[each.name] = kinds, NoneType in members
+    return types
 
 
 def from_shell(name: str, value: Any) -> Any:

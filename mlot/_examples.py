@@ -115,13 +115,13 @@ def read_examples(
         ValueError: there is no such file, it cannot be read, or an example has none of the forms; the message
             says which.
     """
-    found = []
+    collected = []
     for path in paths:
         examples = list(_examples_of(Path(path), name, cut, tokenised))
         if not examples:
             raise ValueError(f"{name}: expected some text, but {str(path)!r} is empty")
-        found += examples
-    return found
+        collected += examples
+    return collected
 
 
 def read_rows(*paths: str | Path) -> list[Mapping[str, Any]]:

@@ -126,10 +126,10 @@ def of_columns(
     low, high = np.zeros((2, len(mask), len(columns)))
     absent, share = np.zeros((len(mask), len(columns)), dtype=bool), np.zeros(len(mask))
     for i in np.flatnonzero(mask):
-        found = position(source, n, int(i), temperature)
-        low[i], high[i], absent[i], share[i] = found.absent_low, found.absent_high, True, found.share
-        at = place[found.ids]
-        low[i, at[at >= 0]], high[i, at[at >= 0]] = found.low[at >= 0], found.high[at >= 0]
+        bounds = position(source, n, int(i), temperature)
+        low[i], high[i], absent[i], share[i] = bounds.absent_low, bounds.absent_high, True, bounds.share
+        at = place[bounds.ids]
+        low[i, at[at >= 0]], high[i, at[at >= 0]] = bounds.low[at >= 0], bounds.high[at >= 0]
         absent[i, at[at >= 0]] = False
     return Intervals(low, high, absent, share)
 
@@ -143,10 +143,10 @@ def certain(
     """
     low, high, below, above = np.zeros(source.shape[2]), np.zeros(source.shape[2]), 0.0, 0.0
     for i in np.flatnonzero(mask):
-        found = position(source, n, int(i), temperature)
-        low[found.ids] += found.low - found.absent_low
-        high[found.ids] += found.high - found.absent_high
-        below, above = below + found.absent_low, above + found.absent_high
+        bounds = position(source, n, int(i), temperature)
+        low[bounds.ids] += bounds.low - bounds.absent_low
+        high[bounds.ids] += bounds.high - bounds.absent_high
+        below, above = below + bounds.absent_low, above + bounds.absent_high
     low, high = low + below, high + above
     slack = 1e-9 * max(int(mask.sum()), 1)
     count = 0

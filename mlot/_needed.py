@@ -23,11 +23,11 @@ def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
             missing.append(name)
             continue
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:  # it is there, if not by an installer: its version is not known
             continue
-        if least and _numbers(found) < _numbers(least):
-            old.append((name, f"{wanted} (found {found})"))
+        if least and _numbers(installed) < _numbers(least):
+            old.append((name, f"{wanted} (found {installed})"))
     if missing or old:
         reasons = [f"{', '.join(missing)}, not installed here"] if missing else []
         reasons += [text for _, text in old]
@@ -39,5 +39,5 @@ def require_packages(module: str, extra: str, names: tuple[str, ...]) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Numbers that a version begins with."""
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(map(int, found.group().split("."))) if found else ()
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, match.group().split("."))) if match else ()

@@ -139,12 +139,12 @@ def find_backend(value: Any) -> str | None:
 
 
 def _closest(kind: type) -> tuple[str | None, int | None]:
-    found: tuple[str | None, int | None] = (None, None)
+    closest: tuple[str | None, int | None] = (None, None)
     for spec in tuple(_specs.values()):
         steps = spec.distance(kind)
-        if steps is not None and (found[1] is None or steps < found[1]):
-            found = (spec.name, steps)
-    return found
+        if steps is not None and (closest[1] is None or steps < closest[1]):
+            closest = (spec.name, steps)
+    return closest
 
 
 def _load(spec: BackendSpec) -> ArrayOperations:

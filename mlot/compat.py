@@ -143,7 +143,7 @@ def _check(name: str, logits: Tensor, labels: Tensor) -> None:
 
 def _answers(name: str, labels: Tensor, ignore_index: int) -> list[tuple[int, int]]:
     """First row that predicts each sequence's answer, and the number of its labels."""
-    found = []
+    answers = []
     for n, row in enumerate((labels != ignore_index).cpu()):
         least = 2 if name == "student" else 1  # the student loses its last row
         size = int(row.sum())
@@ -151,8 +151,8 @@ def _answers(name: str, labels: Tensor, ignore_index: int) -> list[tuple[int, in
             raise ValueError(
                 f"{name}_labels: expected at least {least} answer labels in sequence {n}, got {size}"
             )
-        found.append((max(int(row.int().argmax()) - 1, 0), size))
-    return found
+        answers.append((max(int(row.int().argmax()) - 1, 0), size))
+    return answers
 
 
 def _answer_rows(logits: Tensor, starts: list[int], sizes: list[int], longest: int) -> Tensor:

@@ -209,8 +209,8 @@ def sequence_transport(
     a, b = xp.marginals(student.mask, teacher.mask, cost)
     # Each row of an L1 cost is a difference of two (sub-)probability vectors.
     bound = 2.0 if kind == "l1" else None
-    found = xp.sinkhorn(cost, a, b, epsilon=epsilon, n_iter=n_iter, tol=tol, cost_bound=bound)
-    return xp.count_positions(student.mask) * found.value, found
+    transport = xp.sinkhorn(cost, a, b, epsilon=epsilon, n_iter=n_iter, tol=tol, cost_bound=bound)
+    return xp.count_positions(student.mask) * transport.value, transport
 
 
 def reduce_sums(sums: Array, counts: Array, reduction: Reduction, num_items: float | Array | None) -> Array:

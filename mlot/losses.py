@@ -199,10 +199,10 @@ def _soft_terms(
     cost = xp.token_cost(student, teacher, pairs, kind=config.token_cost, temperature=None)
     everything = xp.full_mask(cost)
     a, b = xp.marginals(everything, everything, cost)
-    found = xp.sinkhorn(
+    transport = xp.sinkhorn(
         cost, a, b, epsilon=config.epsilon, n_iter=config.n_iter, tol=config.tol, cost_bound=None
     )
-    coupling = teacher.k * found.plan
+    coupling = teacher.k * transport.plan
     absolute = (
         cost
         if config.token_cost == "l1"

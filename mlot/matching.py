@@ -96,7 +96,7 @@ def matching_gap(
     rows = np.arange(len(cost))
     phantom = np.maximum(teacher_mass - outside_mass, 0.0)
     relaxed = np.concatenate([cost, np.repeat(phantom[:, None], len(cost), axis=1)], axis=1)
-    found = linear_sum_assignment(relaxed)
-    if (found[1] < cost.shape[1]).all():
+    assignment = linear_sum_assignment(relaxed)
+    if (assignment[1] < cost.shape[1]).all():
         return 0.0  # exactly, where breaking ties and rounding would leave a trace
-    return max(float(cost[rows, columns].sum() - relaxed[found].sum()), 0.0)
+    return max(float(cost[rows, columns].sum() - relaxed[assignment].sum()), 0.0)

@@ -177,8 +177,8 @@ class TopKLogprobs(Composite):
         low, high = np.zeros((2, *ids.shape))
         here = np.greater_equal(ids, 0)
         for n, i in np.ndindex(*ids.shape[:2]):
-            found = position(held, n, i, temperature)
-            low[n, i, here[n, i]], high[n, i, here[n, i]] = found.low, found.high
+            bounds = position(held, n, i, temperature)
+            low[n, i, here[n, i]], high[n, i, here[n, i]] = bounds.low, bounds.high
         return low, high
 
     def _check(self, xp: ArrayOperations, name: str) -> None:

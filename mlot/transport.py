@@ -76,8 +76,8 @@ def sinkhorn(
     _checks.count("n_iter", n_iter)
     _checks.number("tol", tol, allow_none=True, allow_zero=True)
     xp, cost, a, b, single = _problem(cost, a, b, backend)
-    found = xp.sinkhorn(cost, a, b, epsilon=float(epsilon), n_iter=int(n_iter), tol=tol, cost_bound=None)
-    return _result(found, single)
+    transport = xp.sinkhorn(cost, a, b, epsilon=float(epsilon), n_iter=int(n_iter), tol=tol, cost_bound=None)
+    return _result(transport, single)
 
 
 def emd(
@@ -112,8 +112,8 @@ def emd(
     return _result(xp.emd(cost, a, b), single)
 
 
-def _result(found: Transport, single: bool) -> TransportResult:
-    return TransportResult(*(array[0] for array in found)) if single else TransportResult(*found)
+def _result(transport: Transport, single: bool) -> TransportResult:
+    return TransportResult(*(array[0] for array in transport)) if single else TransportResult(*transport)
 
 
 def _problem(

@@ -163,13 +163,13 @@ def _installed(
 
 
 def _versions() -> str:
-    found = [f"mlot {__version__}", f"Python {platform.python_version()}"]
+    versions = [f"mlot {__version__}", f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package}: not installed")
-    return ", ".join(found)
+            versions.append(f"{package}: not installed")
+    return ", ".join(versions)
 
 
 if __name__ == "__main__":

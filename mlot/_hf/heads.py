@@ -47,8 +47,8 @@ def text_config(model: nn.Module) -> Any:
 
 def longest_input(model: nn.Module) -> int | None:
     """How many tokens a model reads at most, as far as its configuration says."""
-    found = getattr(text_config(model), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,13 @@ def try_head(model: nn.Module, embedding: nn.Module, inputs: Mapping[str, Any]) 
     return Trial(*seen[0], logits) if len(seen) == 1 else None
 
 
-def equal(found: Tensor, expected: Tensor) -> bool:
+def equal(actual: Tensor, expected: Tensor) -> bool:
     """Whether numbers agree as far as their type resolves."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return False
-    tolerance = 4 * torch.finfo(found.dtype).eps
-    expected = expected.to(found.device)
-    return torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
+    tolerance = 4 * torch.finfo(actual.dtype).eps
+    expected = expected.to(actual.device)
+    return torch.allclose(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
 
 
 def _number(value: Any) -> float | None:

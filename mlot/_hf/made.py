@@ -154,13 +154,13 @@ def _docstrings(path: Path) -> list[str]:
         except (SyntaxError, ValueError):  # some files are broken on purpose
             return []
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [
+    docstrings = [
         (getattr(node, "lineno", 0), ast.get_docstring(node))
         for node in ast.walk(tree)
         if isinstance(node, kinds)
     ]
-    found.sort(key=lambda item: item[0])
-    return [text for _, text in found if text and text.strip() and _is_unicode(text)]
+    docstrings.sort(key=lambda item: item[0])
+    return [text for _, text in docstrings if text and text.strip() and _is_unicode(text)]
 
 
 def _is_unicode(text: str) -> bool:

@@ -98,14 +98,14 @@ def _conversation(
     for strip in (False, True):
         contents = {n: messages[n]["content"].strip() if strip else messages[n]["content"] for n in said}
         given = _with_contents(messages, contents)
-        found = []
+        renderings = []
         for (tokenizer, name), frame in zip(sides, frames, strict=True):
             rendered = _fill(frame, contents)
             if rendered is None or rendered.text != _template(tokenizer, name, given, settings):
                 break
-            found.append(rendered)
+            renderings.append(rendered)
         else:
-            return found
+            return renderings
     raise ValueError(
         "messages: expected chat templates that hold what the assistant says as it is, "
         f"got one of the {name}'s tokenizer that changes it"

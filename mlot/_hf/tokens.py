@@ -55,20 +55,20 @@ class Tokens:
 
     def labels(self, length: int) -> list[int]:
         """Ids of the first tokens that are targets, -100 for the others."""
-        found = [-100] * length
+        targets = [-100] * length
         for span in self.spans:
             # nothing predicts the first token of all
             for n in range(max(span.first, 1), min(span.closing, length)):
-                found[n] = self.ids[n]
-        return found
+                targets[n] = self.ids[n]
+        return targets
 
     def text_mask(self, length: int) -> list[bool]:
         """Which of the first tokens are targets that stand for text."""
-        found = [False] * length
+        mask = [False] * length
         for span in self.spans:
             for n in range(max(span.first, 1), min(span.last, length)):
-                found[n] = True
-        return found
+                mask[n] = True
+        return mask
 
     def target_bytes(self, length: int) -> int:
         """Bytes of text that the targets among the first tokens stand for."""
@@ -133,10 +133,10 @@ def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | N
 
 def common_positions(student: Tokens, teacher: Tokens) -> NDArray[np.int64]:
     """Positions ``(P, 2)`` at which both models have read the same bytes of the same target."""
-    found = [np.zeros((0, 2), np.int64)]
+    parts = [np.zeros((0, 2), np.int64)]
     for one, other in zip(student.spans, teacher.spans, strict=True):
-        found.append(pairs(one.ranges, other.ranges) + np.array(_offsets(one, other)))
-    return np.concatenate(found)
+        parts.append(pairs(one.ranges, other.ranges) + np.array(_offsets(one, other)))
+    return np.concatenate(parts)
 
 
 def common_text_positions(
@@ -148,14 +148,14 @@ def common_text_positions(
         ``(P, 9)`` rows as `mlot.align.text_positions` makes them, in the positions of the examples, and the
         number of positions without one by reason.
     """
-    found = [np.zeros((0, len(TEXT_POSITION_FIELDS)), np.int64)]
+    parts = [np.zeros((0, len(TEXT_POSITION_FIELDS)), np.int64)]
     reasons: Counter[str] = Counter()
     for one, other in zip(student.spans, teacher.spans, strict=True):
         rows, counts = text_positions(one.ranges, other.ranges, one.text, vocabulary, return_counts=True)
         rows[:, :2] += _offsets(one, other)
-        found.append(rows)
+        parts.append(rows)
         reasons.update(counts)
-    return np.concatenate(found), dict(reasons)
+    return np.concatenate(parts), dict(reasons)
 
 
 def _offsets(one: Span, other: Span) -> list[int]:

@@ -57,11 +57,11 @@ def draw(
     """
     count("width", width)
     data = _data(student, teacher, text)
-    found = pairs(student, teacher)
+    paired = pairs(student, teacher)
     names = _NAMES if vocabulary is None else (*_NAMES, "read   ")
-    drawn = [_cells(_shown(tokens, data), found[:, side]) for side, tokens in enumerate((student, teacher))]
+    drawn = [_cells(_shown(tokens, data), paired[:, side]) for side, tokens in enumerate((student, teacher))]
     if vocabulary is not None:
-        drawn.append(_cells(_read(student, teacher, data, vocabulary), found[:, 0]))
+        drawn.append(_cells(_read(student, teacher, data, vocabulary), paired[:, 0]))
     rows: list[str] = []
     lines, used = [""] * len(names), 0
     for cells in zip(*drawn, strict=True):
@@ -110,7 +110,7 @@ def plot(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-    found = pairs(student, teacher)
+    paired = pairs(student, teacher)
     own = _colors(student, teacher, data, vocabulary)
     rows = max(1, -(-len(data) // bytes_per_row))
     figure = Figure(figsize=(min(bytes_per_row, max(len(data), 10)) * 0.16 + 1, 1.1 * rows + 0.4))
@@ -130,7 +130,7 @@ def plot(
                 axes.text(
                     middle, height + 0.45, label, ha="center", va="center", fontsize=7, parse_math=False
                 )
-        cuts = student.ends[found[:, 0]]
+        cuts = student.ends[paired[:, 0]]
         axes.vlines(cuts[(cuts >= low) & (cuts <= high)], 0, 1.9, color="C0", linewidth=1.5)
         axes.set(xlim=(low - 0.5, low + bytes_per_row + 0.5), ylim=(-0.1, 2), xticks=[])
         axes.set_yticks([1.45, 0.45], _NAMES)

@@ -154,11 +154,11 @@ def _restore_spaces(
     # Line breaks are not trimmed, but may stand among the spaces.
     blank_before, blank_after = _runs(_WHITE[joined])
     missing = np.minimum(blank_after[offsets], lengths) - np.minimum(white_after[starts], ends - starts)
-    found = _least(missing, leading, white_before[starts], starts - before)
-    starts = starts - np.where(free, 0, np.maximum(found, 0))
+    spaces = _least(missing, leading, white_before[starts], starts - before)
+    starts = starts - np.where(free, 0, np.maximum(spaces, 0))
 
     # Where the space is not in the text, trimming has cut that many letters off instead.
-    trimmed = (leading > 0) & (found <= 0) & (ends - starts < lengths - leading) & (before < starts)
+    trimmed = (leading > 0) & (spaces <= 0) & (ends - starts < lengths - leading) & (before < starts)
     for i in np.flatnonzero(trimmed):
         lost = data[before[i] : starts[i]].decode("utf-8", "replace")[-leading[i] :].encode()
         if joined[offsets[i] + leading[i] :][: len(lost)].tobytes() == lost:
@@ -169,8 +169,8 @@ def _restore_spaces(
     missing = np.minimum(blank_before[offsets + lengths], lengths) - np.minimum(
         white_before[ends], ends - starts
     )
-    found = _least(missing, trailing, white_after[ends], later - ends)
-    return starts, ends + np.where(free, 0, np.maximum(found, 0))
+    spaces = _least(missing, trailing, white_after[ends], later - ends)
+    return starts, ends + np.where(free, 0, np.maximum(spaces, 0))
 
 
 def _least(*rows: Integers) -> Integers:

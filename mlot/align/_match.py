@@ -116,12 +116,12 @@ class _Walk:
     def place(self, first: int, last: int, piece: str, following: str, starts_word: bool) -> None:
         """Find a run of tokens and go there; leave it without a place if it is not found."""
         if self.waiting:
-            found = self._search(piece, starts_word)
+            match = self._search(piece, starts_word)
         else:
-            found = self._here(piece, following) or self._ahead(piece, self.folded_cursor, _LOOKAHEAD)
-        if found is None:
+            match = self._here(piece, following) or self._ahead(piece, self.folded_cursor, _LOOKAHEAD)
+        if match is None:
             return
-        start, end, after = found
+        start, end, after = match
         self.settle(start)
         self._set(first, last, start, end)
         self.cursor, self.folded_cursor = max(end, self.cursor), after

@@ -45,10 +45,10 @@ def pairs(student: TokenBytes, teacher: TokenBytes) -> Integers:
     # Both rows of ends increase strictly, so one search finds every common value.
     at = np.searchsorted(other_ends, ends)
     common = np.append(other_ends, -1)[at] == ends
-    found = np.stack([before_text[common], other_text[at[common]]], axis=1)
+    shared = np.stack([before_text[common], other_text[at[common]]], axis=1)
     if before_end is None or other_end is None or student.ends[before_end] != teacher.ends[other_end]:
-        return found
-    return np.concatenate([found, [[before_end, other_end]]])
+        return shared
+    return np.concatenate([shared, [[before_end, other_end]]])
 
 
 def final_positions(tokens: TokenBytes) -> tuple[Integers, int | None]:

@@ -78,10 +78,10 @@ def byte_ranges(
     if ids is None and encoding is None:
         made = reader.encode(text, add_special_tokens)
         ids, encoding = (None, made) if reader.fast else (made, None)
-    found = integers("ids", encoding.ids if ids is None else ids)
-    if (found < 0).any():
-        raise ValueError(f"ids: expected token ids >= 0, got {found.min()}")
-    return _Job(reader, text, data, found, encoding).run()
+    checked = integers("ids", encoding.ids if ids is None else ids)
+    if (checked < 0).any():
+        raise ValueError(f"ids: expected token ids >= 0, got {checked.min()}")
+    return _Job(reader, text, data, checked, encoding).run()
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ class _Job:
         known = self._known_places() if self.reader.fast else None
         if known is not None:
             self.special = self.special | known.free
-        found = []
+        candidates = []
         for scheme, text, surfaces in spellings:
             places, score = self._searched(scheme, text, surfaces) if known is None else (known, 0)
             starts, ends, exact = self._resolved(text, surfaces, places)
-            found.append((exact, score, text, starts, ends))
-        exact, _, text, starts, ends = max(found, key=lambda candidate: candidate[:2])
+            candidates.append((exact, score, text, starts, ends))
+        exact, _, text, starts, ends = max(candidates, key=lambda candidate: candidate[:2])
         return self._result(text, starts, ends, exact)
 
     def _opens(self) -> Integers:

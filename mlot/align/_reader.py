@@ -88,8 +88,8 @@ class Reader:
 
     def role(self, name: str) -> int | None:
         """Id of the token that is declared to be ``bos``, ``eos``, ``unk``, and so on."""
-        found = getattr(self.tokenizer, f"{name}_token_id", None)
-        return None if found is None else int(found)
+        token_id = getattr(self.tokenizer, f"{name}_token_id", None)
+        return None if token_id is None else int(token_id)
 
     def encode(self, text: str, add_special_tokens: bool) -> Any:
         """An encoding with ids, offsets and a mask of special tokens; of a slow tokenizer, the ids alone."""
@@ -151,10 +151,10 @@ def _backend(tokenizer: Any) -> Any:
 def _added(tokenizer: Any) -> tuple[dict[int, str], set[int]]:
     """Strings of added tokens, and the ids of those that are special."""
     getter = getattr(tokenizer, "get_added_tokens_decoder", None)
-    found = getter() if callable(getter) else getattr(tokenizer, "added_tokens_decoder", None)
-    if not isinstance(found, Mapping):  # some wrappers have a method of this name that raises
+    decoder = getter() if callable(getter) else getattr(tokenizer, "added_tokens_decoder", None)
+    if not isinstance(decoder, Mapping):  # some wrappers have a method of this name that raises
         return {}, set()
     return (
-        {i: str(getattr(token, "content", token)) for i, token in found.items()},
-        {i for i, token in found.items() if getattr(token, "special", False)},
+        {i: str(getattr(token, "content", token)) for i, token in decoder.items()},
+        {i for i, token in decoder.items() if getattr(token, "special", False)},
     )

@@ -84,11 +84,11 @@ def _copies(
     spelled: Strings, distinct: list[bytes], longest: Integers, groups: Integers
 ) -> tuple[Integers, Integers]:
     """Sorted teacher tokens that are student tokens, too, and which of the copies of that they are given."""
-    found = longest[spelled.offsets[:-1]]
+    tokens = longest[spelled.offsets[:-1]]
     sizes = np.array([len(string) for string in distinct], np.int64)
-    whole = np.flatnonzero(found >= 0)
-    whole = whole[sizes[found[whole]] == spelled.lengths[whole]]
-    match = found[whole]
+    whole = np.flatnonzero(tokens >= 0)
+    whole = whole[sizes[tokens[whole]] == spelled.lengths[whole]]
+    match = tokens[whole]
     # How many teacher tokens before this one spell the same.
     opens = np.ones(len(match), np.bool_)
     opens[1:] = match[1:] != match[:-1]

@@ -59,28 +59,28 @@ class AlignmentReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What deserves a look, one sentence each; empty when all is well."""
-        found = []
+        messages = []
         most = min(self.student_positions, self.teacher_positions)
         if not self.pairs:
-            found.append("No position is paired: terms that compare positions are 0.")
+            messages.append("No position is paired: terms that compare positions are 0.")
         elif self.pairs < POOR_PAIRED * most:
-            found.append(f"Only {_ratio(self.pairs, most):.0%} of the positions that could be paired are.")
+            messages.append(f"Only {_ratio(self.pairs, most):.0%} of the positions that could be paired are.")
         for name, share in (("student", self.student_bytes), ("teacher", self.teacher_bytes)):
             if self.pairs and share < POOR_BYTES:
-                found.append(
+                messages.append(
                     f"Paired positions predict only {share:.0%} of the text's bytes in {name} tokens."
                 )
         for name, count in (("student", self.student_inexact), ("teacher", self.teacher_inexact)):
             if count:
-                found.append(
+                messages.append(
                     f"The {name}'s tokenizer changes text: in {count} of {self.sequences} sequences "
                     "some bytes are in no token, or their place is not certain."
                 )
         if self.student_vocabulary is not None and self.teacher_vocabulary is not None:
             best = max(self.student_vocabulary, self.teacher_vocabulary)
             if best < POOR_VOCABULARY:
-                found.append(f"The vocabularies share little: at most {best:.1%} of one is in the other.")
-        return tuple(found)
+                messages.append(f"The vocabularies share little: at most {best:.1%} of one is in the other.")
+        return tuple(messages)
 
     def warn(self) -> None:
         """Raise each of `warnings` as a `UserWarning`."""
@@ -147,10 +147,10 @@ def report(
         require_one_text(one, other)
     count, covered = 0, [0, 0]
     for one, other in zip(students, teachers, strict=True):
-        found = pairs(one, other)
-        count += len(found)
+        paired = pairs(one, other)
+        count += len(paired)
         for side, tokens in enumerate((one, other)):
-            predicted = found[:, side] + 1
+            predicted = paired[:, side] + 1
             covered[side] += int((tokens.ends[predicted] - tokens.starts[predicted]).sum())
     total = sum(one.total for one in students)
     overlap = (

@@ -108,27 +108,27 @@ def _with_component(scheme: Scheme, component: dict[str, Any]) -> Scheme:
 def plausible(tokens: Iterable[str | bytes | None]) -> list[Scheme]:
     """Spellings whose marks some tokens show, the most telling first; never empty."""
     words = [token for token in tokens if isinstance(token, str) and token]
-    found = []
+    schemes = []
     suffix = "</w>" if any(word.endswith("</w>") for word in words) else ""
     inner = [word.removesuffix(suffix) for word in words]
     # A few added tokens may lie outside the byte map, and so do those of blanks alone.
     shown = [word for word in inner if not word.isspace()]
     mapped = sum(all(character in BYTE_OF for character in word) for word in shown)
     if mapped >= 0.9 * len(shown):
-        found.append(Scheme(byte_map=True, suffix=suffix))
+        schemes.append(Scheme(byte_map=True, suffix=suffix))
     fallback = any(_FALLBACK.fullmatch(word) for word in words)
     if fallback or any(_SPACE in word for word in words):
-        found.append(Scheme(space=_SPACE, fallback=fallback))
+        schemes.append(Scheme(space=_SPACE, fallback=fallback))
     if any(word.startswith("##") for word in words):
-        found.append(Scheme(prefix="##"))
+        schemes.append(Scheme(prefix="##"))
     if suffix:
-        found.append(Scheme(suffix=suffix))
+        schemes.append(Scheme(suffix=suffix))
     if any(word.endswith("@@") for word in words):
-        found.append(Scheme(suffix="@@"))
-    found.append(Scheme())
+        schemes.append(Scheme(suffix="@@"))
+    schemes.append(Scheme())
     if all(ord(character) < 256 for word in words for character in word):
-        found.append(Scheme(latin=True))
-    return found
+        schemes.append(Scheme(latin=True))
+    return schemes
 
 
 def guess(tokens: Iterable[str | bytes | None]) -> Scheme:

@@ -96,7 +96,7 @@ def prefix_ranges(strings: Strings) -> NDArray[np.int32]:
         strings ``[start, low)`` are ``c`` and ``[low, high)`` begin with it and go on.
     """
     shared, lengths = common_prefixes(strings), strings.lengths
-    found = np.zeros((3, len(strings.data)), np.int32)
+    ranges = np.zeros((3, len(strings.data)), np.int32)
     for depth in range(int(lengths.max(initial=0))):
         # Strings that begin alike stand together, those that end here first.
         members = np.flatnonzero(lengths >= depth)
@@ -110,8 +110,8 @@ def prefix_ranges(strings: Strings) -> NDArray[np.int32]:
         longer = lengths[members] > depth
         entries, group = strings.offsets[members[longer]] + depth, group[longer]
         for row, values in enumerate((start, low, high)):
-            found[row, entries] = values[group]
-    return found
+            ranges[row, entries] = values[group]
+    return ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class PrefixTree:
         Returns:
             ``(strings.offsets[-1],)`` numbers of strings of the tree, -1 where none fits.
         """
-        found = np.full(len(strings.data), -1, np.int64)
+        tokens = np.full(len(strings.data), -1, np.int64)
         end = np.repeat(strings.offsets[1:], strings.lengths)
         place = np.arange(len(strings.data))
         node = np.zeros(len(place), np.int64)
@@ -161,5 +161,5 @@ class PrefixTree:
             if not len(place):
                 break
             ending = last[node]
-            found[place[ending >= 0]] = ending[ending >= 0]
-        return found
+            tokens[place[ending >= 0]] = ending[ending >= 0]
+        return tokens

@@ -126,18 +126,18 @@ def text_report(
         if len(values) != len(students):
             raise ValueError(f"{name}: expected {len(students)} of them, as student, got {len(values)}")
     reasons: Counter[str] = Counter()
-    found: list[Integers] = []
+    parts: list[Integers] = []
     masses: list[Floats] = []
     equals: list[Floats] = []
     for mine, others, data, probabilities in zip(students, teachers, texts, given, strict=True):
         rows, counts = text_positions(mine, others, data, vocabulary, return_counts=True)
         reasons.update(counts)
-        found.append(rows)
+        parts.append(rows)
         if probabilities is not None:
             carried, equal = _masses(rows, others, probabilities, vocabulary)
             masses.append(carried)
             equals.append(equal)
-    rows = np.concatenate(found) if found else np.zeros((0, 9), np.int64)
+    rows = np.concatenate(parts) if parts else np.zeros((0, 9), np.int64)
     return TextReport(
         len(students),
         sum(max(len(mine) - 1, 0) for mine in students),

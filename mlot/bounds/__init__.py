@@ -127,18 +127,18 @@ def truncation_bounds(
         each.map(lambda x: _float64(xp.to_numpy(x))) for each in (pooled, matched, traces)
     )
     rows = np.asarray(xp.to_numpy(pairs))
-    found = np.array(
+    bounds = np.array(
         [_sequence(held, n, pooled, matched, traces, rows[n], config) for n in range(len(rows))]
     ).reshape(-1, 5)
     pair_counts = (rows[:, :, 0] >= 0).sum(axis=1).astype(np.float64)
     positions = pooled.mask.sum(axis=1).astype(np.float64)
     divisor = float(num_items) if num_items is not None else None
     had, sl, sd = (
-        reduce_sums(found[:, m], counts, reduction, divisor)
+        reduce_sums(bounds[:, m], counts, reduction, divisor)
         for m, counts in enumerate((pair_counts, pair_counts, positions))
     )
     loss = weighted(((config.had_weight, had), (config.sl_weight, sl), (config.sd_weight, sd)))
-    return TruncationBounds(loss, had, sl, sd, found[:, 3], found[:, 4].astype(np.int64))
+    return TruncationBounds(loss, had, sl, sd, bounds[:, 3], bounds[:, 4].astype(np.int64))
 
 
 def _on_host(xp: Any, teacher: TopKLogprobs) -> TopKLogprobs:
@@ -181,32 +181,32 @@ def _sequence(
         sd = int(other.sum()) * _sd(log_there, at_t, here, config)
     kept = np.where(source.ids[n] >= 0, source.logprobs[n].astype(np.float64), -np.inf)
     missing = np.clip(1 - np.exp(kept[rows]).sum(axis=1), 0, None)
-    found = certain(source, n, rows, columns, tau)
-    return had, sl, sd, float(missing.mean()) if len(missing) else 0.0, found
+    certain_columns = certain(source, n, rows, columns, tau)
+    return had, sl, sd, float(missing.mean()) if len(missing) else 0.0, certain_columns
 
 
-def _shift(t: Floats, found: Intervals) -> Floats:
+def _shift(t: Floats, intervals: Intervals) -> Floats:
     """At most how much the probabilities of a position differ from those supposed, summed, ``(P,)``."""
-    each = np.maximum(found.high - t, t - found.low).clip(0)
-    absent = np.where(found.absent, each, 0.0).sum(axis=1)
-    supposed = np.where(found.absent, t, 0.0).sum(axis=1)
-    kept: Floats = np.where(found.absent, 0.0, each).sum(axis=1)
-    total: Floats = kept + np.minimum(absent, supposed + found.share)
+    each = np.maximum(intervals.high - t, t - intervals.low).clip(0)
+    absent = np.where(intervals.absent, each, 0.0).sum(axis=1)
+    supposed = np.where(intervals.absent, t, 0.0).sum(axis=1)
+    kept: Floats = np.where(intervals.absent, 0.0, each).sum(axis=1)
+    total: Floats = kept + np.minimum(absent, supposed + intervals.share)
     return total
 
 
-def _had(s: Floats, t: Floats, found: Intervals, candidates: Floats | None) -> float:
+def _had(s: Floats, t: Floats, intervals: Intervals, candidates: Floats | None) -> float:
     from scipy.optimize import linear_sum_assignment  # takes a while to import
 
-    value, shift = np.abs(t - s).sum(axis=1), _shift(t, found)
-    most = np.maximum(np.abs(found.low - s), np.abs(found.high - s)).sum(axis=1)
+    value, shift = np.abs(t - s).sum(axis=1), _shift(t, intervals)
+    most = np.maximum(np.abs(intervals.low - s), np.abs(intervals.high - s)).sum(axis=1)
     up = float(np.minimum(most - value, shift).sum())
     if candidates is None:
-        down = float(np.minimum(value - _distance(s, found.low, found.high).sum(axis=1), shift).sum())
+        down = float(np.minimum(value - _distance(s, intervals.low, intervals.high).sum(axis=1), shift).sum())
         return max(up, down, 0.0)
     least = np.stack(
         [
-            _distance(candidates, found.low[:, m : m + 1], found.high[:, m : m + 1]).sum(axis=0)
+            _distance(candidates, intervals.low[:, m : m + 1], intervals.high[:, m : m + 1]).sum(axis=0)
             for m in range(t.shape[1])
         ]
     ).reshape(t.shape[1], candidates.shape[1])
@@ -219,40 +219,40 @@ def _distance(s: Floats, low: Floats, high: Floats) -> Floats:
     return np.maximum(np.maximum(low - s, s - high), 0.0)
 
 
-def _sl(log_s: Floats, t: Floats, found: Intervals) -> float:
-    if (np.isneginf(log_s) & (found.high > 0)).any():
+def _sl(log_s: Floats, t: Floats, intervals: Intervals) -> float:
+    if (np.isneginf(log_s) & (intervals.high > 0)).any():
         return np.inf
     weights = np.where(np.isneginf(log_s), 0.0, -log_s)
-    most = (_largest(found, weights) - weights * t).sum()
-    least = (weights * (t - found.low)).sum()
+    most = (_largest(intervals, weights) - weights * t).sum()
+    least = (weights * (t - intervals.low)).sum()
     return max(float(most), float(least), 0.0)
 
 
-def _largest(found: Intervals, weights: Floats) -> Floats:
+def _largest(intervals: Intervals, weights: Floats) -> Floats:
     """Weight times probability of each column where their sum over a position is the largest that can be."""
-    free = np.where(found.absent, found.high, 0.0)
+    free = np.where(intervals.absent, intervals.high, 0.0)
     order = np.argsort(-weights, axis=-1)
     sorted_free = np.take_along_axis(np.broadcast_to(free, weights.shape), order, axis=-1)
     before = np.cumsum(sorted_free, axis=-1) - sorted_free
-    share = np.broadcast_to(found.share[:, None], weights.shape)
+    share = np.broadcast_to(intervals.share[:, None], weights.shape)
     taken = np.clip(share - before, 0, sorted_free)
     absent = np.empty(weights.shape)
     np.put_along_axis(absent, order, taken, axis=-1)
-    return weights * np.where(found.absent, absent, found.high)
+    return weights * np.where(intervals.absent, absent, intervals.high)
 
 
-def _sd(log_s: Floats, t: Floats, found: Intervals, config: MultiLevelOTConfig) -> float:
+def _sd(log_s: Floats, t: Floats, intervals: Intervals, config: MultiLevelOTConfig) -> float:
     """Bound on the value of the plan between positions, before it is multiplied by the student's."""
     s = np.exp(log_s)
     cost, low, high = np.empty((3, len(t), len(s)))
     if config.sequence_cost == "log" and np.isneginf(log_s).any():
         return np.inf
-    shift = _shift(t, found)
+    shift = _shift(t, intervals)
     for i in range(len(t)):
-        one = found.at(slice(i, i + 1))
+        one = intervals.at(slice(i, i + 1))
         if config.sequence_cost == "log":
-            cost[i], low[i] = -log_s @ t[i], -log_s @ found.low[i]
-            repeated = found.at(np.full(len(s), i))
+            cost[i], low[i] = -log_s @ t[i], -log_s @ intervals.low[i]
+            repeated = intervals.at(np.full(len(s), i))
             high[i] = _largest(repeated, -log_s).sum(axis=1)
             continue
         cost[i] = np.abs(t[i] - s).sum(axis=1)

@@ -38,32 +38,32 @@ class _LogProbsAt(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         rows = kind.rows(tensors)
-        found = scan(rows, place, mask, settings)
+        statistics = scan(rows, place, mask, settings)
         listed = mask[..., None] & (ids >= 0)
         here, index = place.locate(ids)
-        top = found.top[..., None]
+        top = statistics.top[..., None]
         picked = _picked(rows, index) if rows.shape[2] else torch.zeros_like(top).expand(ids.shape)
         below = place.total(torch.where(here & listed, picked - top, 0))
-        ctx.save_for_backward(ids, listed, mask, found.top, found.log_totals, *tensors)
+        ctx.save_for_backward(ids, listed, mask, statistics.top, statistics.log_totals, *tensors)
         ctx.kind, ctx.place, ctx.settings = kind, place, settings
-        log_probs = below / settings.temperature - found.log_totals[0][..., None]
+        log_probs = below / settings.temperature - statistics.log_totals[0][..., None]
         return log_probs.masked_fill_(~listed, -torch.inf)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         ids, listed, mask, top, log_totals, *tensors = ctx.saved_tensors
-        found, place, settings = RowStatistics(top, log_totals, None, None), ctx.place, ctx.settings
+        statistics, place, settings = RowStatistics(top, log_totals, None, None), ctx.place, ctx.settings
         here, index = place.locate(ids)
         bar = bar.masked_fill(~listed, 0) / settings.temperature
         total, hit = -bar.sum(-1, keepdim=True), torch.where(here, bar, 0)
 
         def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
-            piece = log_probability(logits, where, found, settings, 0).exp_().mul_(total[where])
+            piece = log_probability(logits, where, statistics, settings, 0).exp_().mul_(total[where])
             return piece.scatter_add_(-1, index[where], hit[where]) if logits.shape[-1] else piece
 
         rows = whole_precision(ctx.kind, tensors)
-        gradients = back(rows, place, mask, ctx.needs_input_grad[5:], slope, found, tensors)
+        gradients = back(rows, place, mask, ctx.needs_input_grad[5:], slope, statistics, tensors)
         return (None, None, None, None, None, *gradients)
 
 

@@ -46,9 +46,9 @@ class Place(NamedTuple):
         """Concatenate ``(B, widths[rank])`` of every process along the second axis, in their order."""
         padded = values.new_zeros((values.shape[0], max(widths)))
         padded[:, : values.shape[1]] = values
-        found = [torch.empty_like(padded) for _ in widths]
-        dist.all_gather(found, padded, group=self.group)
-        return torch.cat([each[:, :width] for each, width in zip(found, widths, strict=True)], dim=1)
+        gathered = [torch.empty_like(padded) for _ in widths]
+        dist.all_gather(gathered, padded, group=self.group)
+        return torch.cat([each[:, :width] for each, width in zip(gathered, widths, strict=True)], dim=1)
 
 
 def rank_in(group: Any) -> tuple[int, int]:
@@ -77,9 +77,9 @@ def agree_on_sizes(
     """
     rank, world = rank_in(group)
     mine = torch.tensor([*shape, _DTYPES.index(dtype)], device=device)
-    found = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(found, mine, group=group)
-    everyone = torch.stack(found).tolist()
+    gathered = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(gathered, mine, group=group)
+    everyone = torch.stack(gathered).tolist()
     if any(other[:2] != everyone[0][:2] or other[3] != everyone[0][3] for other in everyone):
         listed = "; ".join(f"{tuple(each[:3])} {_DTYPES[each[3]]}" for each in everyone)
         raise ValueError(f"local: expected one batch, length and type on all processes, got {listed}")

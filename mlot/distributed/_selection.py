@@ -40,9 +40,9 @@ def select(kind: Kind, place: Place, mask: Tensor, k: int, settings: Settings) -
     with torch.autocast(mask.device.type, enabled=False):
         with torch.no_grad():
             rows = kind.rows(kind.tensors)
-            found = scan(rows, place, mask, settings)
-            columns, mass = _merge(_column_mass(rows, mask, found, settings.temperature), place, k)
-        return _traces(kind, place, columns, mask, found, settings, mass)
+            statistics = scan(rows, place, mask, settings)
+            columns, mass = _merge(_column_mass(rows, mask, statistics, settings.temperature), place, k)
+        return _traces(kind, place, columns, mask, statistics, settings, mass)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -50,8 +50,8 @@ def take(kind: Kind, place: Place, columns: Tensor, mask: Tensor, settings: Sett
     """Traces of given columns of the whole vocabulary."""
     with torch.autocast(mask.device.type, enabled=False):
         with torch.no_grad():
-            found = scan(kind.rows(kind.tensors), place, mask, settings)
-        return _traces(kind, place, columns.long(), mask, found, settings, None)
+            statistics = scan(kind.rows(kind.tensors), place, mask, settings)
+        return _traces(kind, place, columns.long(), mask, statistics, settings, None)
 
 
 def _traces(
@@ -59,12 +59,12 @@ def _traces(
     place: Place,
     columns: Tensor,
     mask: Tensor,
-    found: RowStatistics,
+    statistics: RowStatistics,
     settings: Settings,
     mass: Tensor | None,
 ) -> Traces:
     log_probs, normalizers = _Take.apply(  # type: ignore[no-untyped-call]
-        kind.forget(), place, columns, mask, found, settings, *kind.tensors
+        kind.forget(), place, columns, mask, statistics, settings, *kind.tensors
     )
     if mass is None:
         mass = log_probs.detach().exp().sum(1)
@@ -82,9 +82,9 @@ def scan(rows: RowSource, place: Place, mask: Tensor, settings: Settings) -> Row
     for where, logits in _walk(rows, mask):
         valid = mask[where]
         divisor = None if scale is None else scale[where][..., None]
-        found, _ = reduce_columns(logits, divisor, valid, rows.dtype, settings, False)
+        totals, _ = reduce_columns(logits, divisor, valid, rows.dtype, settings, False)
         top[where] = torch.where(valid, logits.amax(-1).to(rows.dtype), -torch.inf)
-        log_totals[(slice(None), *where)] = found
+        log_totals[(slice(None), *where)] = totals
     highest = place.maximum(top.clone())
     here = mask & ~torch.isneginf(top)  # a shard may be empty, or exclude all of its columns
     below = torch.where(here, top - highest, 0)
@@ -122,21 +122,23 @@ def _deviation(rows: RowSource, place: Place, mask: Tensor) -> tuple[Tensor, Ten
     return torch.where(mask, scale, 1), mean
 
 
-def log_probability(logits: Tensor, where: Any, found: RowStatistics, settings: Settings, n: int) -> Tensor:
+def log_probability(
+    logits: Tensor, where: Any, statistics: RowStatistics, settings: Settings, n: int
+) -> Tensor:
     """Log-probabilities of some logits at the temperature of number n, a new tensor."""
-    below = logits.to(found.top.dtype) - found.top[where][..., None]
-    if found.scale is not None:
-        below /= found.scale[where][..., None]
+    below = logits.to(statistics.top.dtype) - statistics.top[where][..., None]
+    if statistics.scale is not None:
+        below /= statistics.scale[where][..., None]
     below *= 1 / (settings.temperature, *settings.extra)[n]
-    return below.sub_(found.log_totals[(n, *where)][..., None])
+    return below.sub_(statistics.log_totals[(n, *where)][..., None])
 
 
-def _column_mass(rows: RowSource, mask: Tensor, found: RowStatistics, temperature: float) -> Tensor:
+def _column_mass(rows: RowSource, mask: Tensor, statistics: RowStatistics, temperature: float) -> Tensor:
     """Sums of the probabilities of this process's columns, ``(B, V_rank)``."""
-    settings = Settings(temperature, (), found.scale is not None)
-    mass = found.top.new_zeros((mask.shape[0], rows.shape[2]))
+    settings = Settings(temperature, (), statistics.scale is not None)
+    mass = statistics.top.new_zeros((mask.shape[0], rows.shape[2]))
     for where, logits in _walk(rows, mask):
-        probs = log_probability(logits, where, found, settings, 0).exp_()
+        probs = log_probability(logits, where, statistics, settings, 0).exp_()
         mass[where[0]] += probs.masked_fill_(~mask[where][..., None], 0).sum(1)
     return mass
 
@@ -165,24 +167,24 @@ class _Take(torch.autograd.Function):
         place: Place,
         columns: Tensor,
         mask: Tensor,
-        found: RowStatistics,
+        statistics: RowStatistics,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(columns, mask, *found, *tensors)
+        ctx.save_for_backward(columns, mask, *statistics, *tensors)
         ctx.kind, ctx.place, ctx.settings = kind, place, settings
         rows = kind.rows(tensors)
         here, index = place.locate(columns)
         shape = (*mask.shape, columns.shape[1])
-        kept = rows.columns(index) if rows.shape[2] else found.top.new_zeros(shape)
-        kept = torch.where(here[:, None, :] & mask[..., None], kept - found.top[..., None], 0)
-        return normalized(place.total(kept), found.log_totals, found.scale, mask, settings)
+        kept = rows.columns(index) if rows.shape[2] else statistics.top.new_zeros(shape)
+        kept = torch.where(here[:, None, :] & mask[..., None], kept - statistics.top[..., None], 0)
+        return normalized(place.total(kept), statistics.log_totals, statistics.scale, mask, settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
         columns, mask, top, log_totals, scale, mean, *tensors = ctx.saved_tensors
-        found, settings, place = RowStatistics(top, log_totals, scale, mean), ctx.settings, ctx.place
+        statistics, settings, place = RowStatistics(top, log_totals, scale, mean), ctx.settings, ctx.place
         here, index = place.locate(columns)
         g = g.masked_fill(~mask[..., None], 0) / settings.temperature
         shares = nu.masked_fill(~mask[..., None], 0)
@@ -193,14 +195,16 @@ class _Take(torch.autograd.Function):
 
         def slope(where: tuple[slice, slice], logits: Tensor) -> Tensor:
             """By the standardised logits of a block."""
-            piece = log_probability(logits, where, found, settings, 0).exp_().mul_(-pull[where][..., None])
+            piece = (
+                log_probability(logits, where, statistics, settings, 0).exp_().mul_(-pull[where][..., None])
+            )
             for n in range(len(settings.extra)):
-                probs = log_probability(logits, where, found, settings, n + 1).exp_()
+                probs = log_probability(logits, where, statistics, settings, n + 1).exp_()
                 piece.addcmul_(probs, shares[where][..., n, None])
             return piece.scatter_add_(2, index[where[0], None, :].expand(-1, piece.shape[1], -1), g[where])
 
         rows = whole_precision(ctx.kind, tensors)
-        gradients = back(rows, place, mask, ctx.needs_input_grad[6:], slope, found, tensors)
+        gradients = back(rows, place, mask, ctx.needs_input_grad[6:], slope, statistics, tensors)
         return (None, None, None, None, None, None, *gradients)
 
 
@@ -218,13 +222,13 @@ def back(
     mask: Tensor,
     wanted: tuple[bool, ...],
     slope: Any,
-    found: RowStatistics,
+    statistics: RowStatistics,
     tensors: Any,
 ) -> list[Tensor | None]:
     """Gradients of the tensors of this process, from the slope by the (standardised) logits of each block."""
     along = None
-    if found.scale is not None:
-        along = torch.zeros_like(found.top)
+    if statistics.scale is not None:
+        along = torch.zeros_like(statistics.top)
         for where, logits in _walk(rows, mask):
             along[where] = (slope(where, logits) * logits).sum(-1)
         along = place.total(along.masked_fill_(~mask, 0))
@@ -233,7 +237,7 @@ def back(
         piece: Tensor = slope(where, logits)
         if along is None:
             return piece
-        return _through_scale(piece, logits, where, found, along[where][..., None], place.vocabulary)
+        return _through_scale(piece, logits, where, statistics, along[where][..., None], place.vocabulary)
 
     if rows.shape[2]:
         gradients = list(walk_back(rows, mask, wanted, whole, in_place=False))
@@ -252,12 +256,12 @@ def _tensors_of(rows: RowSource) -> tuple[Tensor | None, ...]:
 
 
 def _through_scale(
-    gradient: Tensor, logits: Tensor, where: Any, found: RowStatistics, along: Tensor, vocabulary: int
+    gradient: Tensor, logits: Tensor, where: Any, statistics: RowStatistics, along: Tensor, vocabulary: int
 ) -> Tensor:
     r"""Gradient of z from that of :math:`z / (\mathrm{std}(z) + \delta)`, the sum over columns given."""
-    assert found.scale is not None
-    assert found.mean is not None
-    scale, mean = found.scale[where][..., None], found.mean[where][..., None]
+    assert statistics.scale is not None
+    assert statistics.mean is not None
+    scale, mean = statistics.scale[where][..., None], statistics.mean[where][..., None]
     if vocabulary == 1:
         return gradient / scale
     std = scale - STD_OFFSET

@@ -178,10 +178,10 @@ class VocabShard(Composite):
         _checks.flag("standardize", standardize)
         extra = _checks.temperatures(temperature, extra_temperatures)
         settings = Settings(temperature, _without(temperature, extra), standardize)
-        xp, (source, found, columns) = _arguments.resolve(
+        xp, (source, given_mask, columns) = _arguments.resolve(
             {"source": self, "mask": mask, "columns": columns}, None
         )
-        mask = _arguments.source_and_mask(xp, "source", source, "mask", found)
+        mask = _arguments.source_and_mask(xp, "source", source, "mask", given_mask)
         if xp.kind(columns) != "integer":
             raise TypeError(f"columns: expected integers, got {columns.dtype}")
         if len(columns.shape) != 2 or columns.shape[0] != self.shape[0]:

@@ -122,9 +122,9 @@ def error_of(
     cost_mean = cost_max = 0.0
     for n, ratio in enumerate(ratios):
         exact = normalizers[:, n : n + 1]
-        found = stored_normalizers(exact, dtype)
+        rounded = stored_normalizers(exact, dtype)
         # In the types in which `Traces.at` computes: what it rounds is part of the error.
-        sides = ratio * kept.astype(found.dtype) - found, ratio * log_probs - exact
+        sides = ratio * kept.astype(rounded.dtype) - rounded, ratio * log_probs - exact
         off = np.abs(np.subtract(*(np.exp(each.astype(np.float64)) for each in sides))).sum(axis=1)
         cost_mean, cost_max = max(cost_mean, float(off.mean())), max(cost_max, float(off.max()))
     per_row = wrong.sum(axis=1)

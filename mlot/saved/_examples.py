@@ -47,11 +47,11 @@ def read_examples(
         chunk = texts[start : start + _CHUNK]
         for n, ids in zip(chunk, token_ids(tokenizer, [given[n] for n in chunk]), strict=True):
             given[n] = (ids, None)
-    found: dict[str, TeacherExample] = {}
+    examples_by_key: dict[str, TeacherExample] = {}
     for n, each in enumerate(given):
         example = _example(f"examples[{n}]", each, max_length)
-        found.setdefault(example.key, example)
-    return list(found.values())
+        examples_by_key.setdefault(example.key, example)
+    return list(examples_by_key.values())
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -61,8 +61,8 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         return [
             [i for i, real in zip(each.ids, each.attention_mask, strict=True) if real] for each in encodings
         ]
-    found: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
-    return found
+    ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
+    return ids
 
 
 def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:

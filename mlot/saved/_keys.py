@@ -36,8 +36,8 @@ def example_key(ids: Sequence[int] | Array, mask: Sequence[bool] | Array | None 
     >>> example_key([5, 6, 7]) == example_key([5, 6, 7], [False, True, True])
     False
     """
-    found = as_ids("ids", ids)
-    return key_of(found, as_mask("mask", mask, len(found)))
+    array = as_ids("ids", ids)
+    return key_of(array, as_mask("mask", mask, len(array)))
 
 
 def key_of(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> str:
@@ -51,26 +51,26 @@ def key_of(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> str:
 
 def as_ids(name: str, ids: Any) -> NDArray[np.int64]:
     """Token ids as an array."""
-    found = _on_host(ids)
-    if found.ndim != 1:
-        raise ValueError(f"{name}: expected token ids (T,), got shape {found.shape}")
-    if found.size and found.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {found.dtype}")
-    if found.size and found.min() < 0:
-        raise ValueError(f"{name}: expected token ids >= 0, got {found.min()}")
-    return found.astype(np.int64)
+    array = _on_host(ids)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected token ids (T,), got shape {array.shape}")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"{name}: expected token ids >= 0, got {array.min()}")
+    return array.astype(np.int64)
 
 
 def as_mask(name: str, mask: Any, length: int) -> NDArray[np.bool_]:
     """A mask as an array; ``None`` means all."""
     if mask is None:
         return np.ones(length, dtype=bool)
-    found = _on_host(mask)
-    if found.shape != (length,):
-        raise ValueError(f"{name}: expected ({length},), as ids, got shape {found.shape}")
-    if found.size and found.dtype.kind != "b":
-        raise TypeError(f"{name}: expected booleans, got {found.dtype}")
-    return found.astype(bool)
+    array = _on_host(mask)
+    if array.shape != (length,):
+        raise ValueError(f"{name}: expected ({length},), as ids, got shape {array.shape}")
+    if array.size and array.dtype.kind != "b":
+        raise TypeError(f"{name}: expected booleans, got {array.dtype}")
+    return array.astype(bool)
 
 
 def _on_host(value: Any) -> NDArray[Any]:

@@ -160,32 +160,30 @@ class Manifest:
         Raises:
             TypeError, ValueError: ``expected`` is neither, or names a field that there is not.
         """
-        found = self.as_dict()
+        own = self.as_dict()
         if isinstance(expected, Manifest):
             wanted = {name: value for name, value in expected.as_dict().items() if name != _INFORMATIVE}
-            names = {*wanted["settings"], *found["settings"]}
+            names = {*wanted["settings"], *own["settings"]}
             wanted["settings"] = {name: wanted["settings"].get(name) for name in sorted(names)}
         elif isinstance(expected, Mapping):
             wanted = dict(expected)
         else:
             raise TypeError(f"expect: expected a Manifest or a mapping, got {type(expected).__name__}")
-        unknown = [name for name in wanted if name not in found]
+        unknown = [name for name in wanted if name not in own]
         if unknown:
-            raise ValueError(
-                f"expect: expected fields of a Manifest ({', '.join(found)}), got {unknown[0]!r}"
-            )
+            raise ValueError(f"expect: expected fields of a Manifest ({', '.join(own)}), got {unknown[0]!r}")
         if not isinstance(wanted.get("settings", {}), Mapping):
             raise TypeError(f"expect: expected settings as a mapping, got {wanted['settings']!r}")
         if isinstance(wanted.get("extra_temperatures"), list):
             wanted["extra_temperatures"] = tuple(wanted["extra_temperatures"])
         different = {
-            name: (value, found[name])
+            name: (value, own[name])
             for name, value in wanted.items()
-            if name != "settings" and value != found[name]
+            if name != "settings" and value != own[name]
         }
         for name, value in wanted.get("settings", {}).items():
-            if value != found["settings"].get(name):
-                different[f"settings[{name!r}]"] = value, found["settings"].get(name)
+            if value != own["settings"].get(name):
+                different[f"settings[{name!r}]"] = value, own["settings"].get(name)
         return different
 
     def require(self, expected: Manifest | Mapping[str, Any], folder: Path) -> None:

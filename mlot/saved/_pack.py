@@ -24,11 +24,11 @@ def packed_examples(
     _arguments.traces("traces", traces)
     _require(manifest, traces, len(packed_keys))
     xp, _ = _arguments.resolve({"traces": traces}, None)
-    found = traces.map(xp.to_numpy)
-    present = _attention(attention_mask, found.mask)
-    if np.isnan(found.log_probs[found.mask]).any() or np.isnan(found.log_normalizers[found.mask]).any():
+    held = traces.map(xp.to_numpy)
+    present = _attention(attention_mask, held.mask)
+    if np.isnan(held.log_probs[held.mask]).any() or np.isnan(held.log_normalizers[held.mask]).any():
         raise ValueError("traces: expected log-probabilities, got NaN: the teacher's logits are no numbers")
-    return [_example(manifest, key, found, n, present[n]) for n, key in enumerate(packed_keys)]
+    return [_example(manifest, key, held, n, present[n]) for n, key in enumerate(packed_keys)]
 
 
 def empty_example(manifest: Manifest, key: str, mask: NDArray[np.bool_]) -> Example:
@@ -80,12 +80,12 @@ def _attention(mask: Any, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Positions that hold tokens, checked against the mask of the traces."""
     if mask is None:
         return np.ones_like(valid)
-    found = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
-    if found.shape != valid.shape:
-        raise ValueError(f"attention_mask: expected shape {valid.shape}, as traces, got {found.shape}")
-    if found.dtype.kind not in "biu":
-        raise TypeError(f"attention_mask: expected booleans or integers, got {found.dtype}")
-    present: NDArray[np.bool_] = found != 0
+    given = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    if given.shape != valid.shape:
+        raise ValueError(f"attention_mask: expected shape {valid.shape}, as traces, got {given.shape}")
+    if given.dtype.kind not in "biu":
+        raise TypeError(f"attention_mask: expected booleans or integers, got {given.dtype}")
+    present: NDArray[np.bool_] = given != 0
     if (valid & ~present).any():
         raise ValueError("attention_mask: expected valid positions to hold tokens, some are padding")
     return present

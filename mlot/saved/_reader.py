@@ -100,8 +100,8 @@ class SavedTeacher:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Positions of each example, valid or not, ``(N,)``."""
-        found = [self._rows(n).lengths for n in range(len(self._shards))]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        parts = [self._rows(n).lengths for n in range(len(self._shards))]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     @property
     def positions(self) -> int:
@@ -183,8 +183,8 @@ class SavedTeacher:
         longest = max((int(rows.lengths[n]) for rows, n in located), default=0)
         if length is not None and length < longest:
             raise ValueError(f"length: expected at least {longest}, as the longest example, got {length}")
-        found = self._padded(located, longest if length is None else length)
-        return found.map(lambda array: xp.from_numpy(array, device))
+        padded = self._padded(located, longest if length is None else length)
+        return padded.map(lambda array: xp.from_numpy(array, device))
 
     def _padded(self, located: list[tuple[Rows, int]], length: int) -> Traces:
         k, count = self.manifest.k, len(located)
@@ -224,8 +224,8 @@ class SavedTeacher:
 
     def _packed_keys(self) -> NDArray[np.bytes_]:
         if self._keys is None:
-            found = [self._rows(n).arrays["keys"].tobytes() for n in range(len(self._shards))]
-            self._keys = np.array(np.frombuffer(b"".join(found), f"S{KEY_BYTES}"))
+            parts = [self._rows(n).arrays["keys"].tobytes() for n in range(len(self._shards))]
+            self._keys = np.array(np.frombuffer(b"".join(parts), f"S{KEY_BYTES}"))
         return self._keys
 
     def _find(self, wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
@@ -236,8 +236,8 @@ class SavedTeacher:
         if self._order is None:
             self._order = np.argsort(keys, kind="stable")
         place = np.searchsorted(keys, wanted, sorter=self._order)
-        found = self._order[np.minimum(place, len(keys) - 1)]
-        return np.where(keys[found] == wanted, found, -1)
+        candidates = self._order[np.minimum(place, len(keys) - 1)]
+        return np.where(keys[candidates] == wanted, candidates, -1)
 
     def _places(self, examples: Any) -> NDArray[np.int64]:
         """Index of each example asked for."""
@@ -285,7 +285,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> dict[str, str | None]:
     """
     folder = _checks.path("folder", folder)
     manifest = read_manifest(folder)
-    found: dict[str, str | None] = {}
+    problems: dict[str, str | None] = {}
     seen: set[bytes] = set()
     for path in sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith(".")):
         try:
@@ -295,7 +295,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> dict[str, str | None]:
             if len(set(keys)) < len(keys) or not seen.isdisjoint(keys):
                 raise damaged(path, "it holds an example a second time")
             seen.update(keys)
-            found[path.name] = None
+            problems[path.name] = None
         except ValueError as error:
-            found[path.name] = str(error)
-    return found
+            problems[path.name] = str(error)
+    return problems

@@ -141,11 +141,13 @@ class Shard:
         raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
         if len(raw) != self.size:
             raise damaged(self.path, f"expected {self.size} bytes, as when it was opened, got {len(raw)}")
-        found = {}
+        arrays = {}
         for name, (kind, shape, start) in self._layout.arrays.items():
             dtype = np.dtype(_TYPES[kind])
-            found[name] = raw[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
-        return found
+            arrays[name] = (
+                raw[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
+            )
+        return arrays
 
     def verify(self, manifest: Manifest) -> None:
         """Read all of the file and check it.

@@ -96,10 +96,10 @@ def save_teacher(
     _checks.path("folder", folder)
     safetensors_numpy("folder")
     _check_model(model)
-    found = read_examples(examples, tokenizer, max_length)
-    if not found:
+    unique = read_examples(examples, tokenizer, max_length)
+    if not unique:
         raise ValueError("examples: expected at least one, got none")
-    _check_examples(found, model)
+    _check_examples(unique, model)
 
     from mlot._hf.heads import evaluating
     from mlot.saved._head import find_head
@@ -107,7 +107,7 @@ def save_teacher(
     if device is not None:
         model.to(device)
     with evaluating(model):
-        head = find_head(model, _tensor([_probe(found)], model))
+        head = find_head(model, _tensor([_probe(unique)], model))
         manifest = Manifest(
             model=_name(model) if name is None else name,
             model_fingerprint=model_fingerprint(model),
@@ -125,17 +125,17 @@ def save_teacher(
             },
         )
         with TeacherWriter(folder, manifest, examples_per_shard=examples_per_shard) as writer:
-            lacking = set(writer.missing(each.key for each in found))
-            todo = [each for each in found if each.key in lacking]
-            done = len(found) - len(todo)
+            lacking = set(writer.missing(each.key for each in unique))
+            todo = [each for each in unique if each.key in lacking]
+            done = len(unique) - len(todo)
             if progress is not None:
-                progress(done, len(found))
+                progress(done, len(unique))
             for start in range(0, len(todo), examples_per_shard):
                 chunk = todo[start : start + examples_per_shard]
                 for batch in _run(head, chunk, batch_size, manifest, writer):
                     done += batch
                     if progress is not None:
-                        progress(done, len(found))
+                        progress(done, len(unique))
     return SavedTeacher(folder, expect=manifest)
 
 
@@ -169,10 +169,10 @@ def _run(
                     extra_temperatures=manifest.extra_temperatures,
                     standardize=manifest.standardize,
                 )
-            found = packed_examples(manifest, [each.key for each in batch], traces, present)
+            packed = packed_examples(manifest, [each.key for each in batch], traces, present)
         else:
-            found = [empty_example(manifest, each.key, each.mask) for each in batch]
-        made.update(zip((each.key for each in batch), found, strict=True))
+            packed = [empty_example(manifest, each.key, each.mask) for each in batch]
+        made.update(zip((each.key for each in batch), packed, strict=True))
         yield len(batch)
     writer._append([made[each.key] for each in chunk])
 

@@ -111,8 +111,8 @@ class TeacherWriter:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of some keys that were not added, now or earlier, each once, in their order."""
-        found = map(bytes.fromhex, self._saved.missing(keys))
-        return [key.hex() for key in found if key not in self._pending and key not in self._written]
+        wanted = map(bytes.fromhex, self._saved.missing(keys))
+        return [key.hex() for key in wanted if key not in self._pending and key not in self._written]
 
     def add(
         self,

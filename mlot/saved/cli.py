@@ -100,11 +100,11 @@ def _lines(text: str) -> list[str]:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    found = verify_folder(options.folder)
-    for name, problem in found.items():
+    problems = verify_folder(options.folder)
+    for name, problem in problems.items():
         console.print(f"{name}  {'as written' if problem is None else problem}")
-    damaged = sum(problem is not None for problem in found.values())
-    console.print(f"{len(found)} {'file' if len(found) == 1 else 'files'}, {damaged} damaged")
+    damaged = sum(problem is not None for problem in problems.values())
+    console.print(f"{len(problems)} {'file' if len(problems) == 1 else 'files'}, {damaged} damaged")
     return 1 if damaged else 0
 
 

@@ -289,7 +289,7 @@ def _is_row(row: Any) -> bool:
 
 def _vllm_rows(responses: Any, generated: bool) -> list[tuple[str, Sequence[Any]]]:
     """The mappings of each sequence, and where they were found."""
-    found: list[tuple[str, Sequence[Any]]] = []
+    located: list[tuple[str, Sequence[Any]]] = []
     for n, response in enumerate(_each(responses, _is_vllm_list)):
         where = f"responses[{n}]"
         rows = response if is_list(response) else attribute(response, "prompt_logprobs")
@@ -297,15 +297,15 @@ def _vllm_rows(responses: Any, generated: bool) -> list[tuple[str, Sequence[Any]
             for c, choice in enumerate(_choices(response, f"{where}: expected a list of choices")):
                 place = f"{where}.choices[{c}]"
                 rows = attribute(choice, "prompt_logprobs")
-                found.append((place, _list_of(rows, f"{place}: expected a list prompt_logprobs")))
+                located.append((place, _list_of(rows, f"{place}: expected a list prompt_logprobs")))
         else:
-            found.append((where, _list_of(rows, f"{where}: expected a list prompt_logprobs")))
+            located.append((where, _list_of(rows, f"{where}: expected a list prompt_logprobs")))
         if generated:
             outputs = None if is_list(response) else attribute(response, "outputs")
             more = attribute(outputs[0], "logprobs") if outputs else None
             what = f"{where}: expected a RequestOutput whose outputs[0] has a list logprobs"
-            found[-1] = where, [*found[-1][1], *_list_of(more, what)]
-    return found
+            located[-1] = where, [*located[-1][1], *_list_of(more, what)]
+    return located
 
 
 def _vllm_entries(row: Any, where: str, k: int | None, tally: Tally) -> list[Entry] | None:

@@ -160,11 +160,11 @@ class Lookup:
             raw = (
                 bytes.fromhex(escaped[1].replace("\\x", "")) if escaped else token.encode("utf-8", "replace")
             )
-        spelled, found = self.by_text.get(token, ()), self.by_bytes.get(raw, ())
-        if len(found) > 1 and len(spelled) == 1 and spelled[0] in found:
+        spelled, by_bytes = self.by_text.get(token, ()), self.by_bytes.get(raw, ())
+        if len(by_bytes) > 1 and len(spelled) == 1 and spelled[0] in by_bytes:
             return spelled
         # The same letters may spell other bytes, as in byte-level vocabularies.
-        return found or (spelled if self.opaque else ())
+        return by_bytes or (spelled if self.opaque else ())
 
 
 def _tokens(vocabulary: Any) -> Iterable[tuple[str | bytes, bytes | None, int]]:
@@ -204,14 +204,14 @@ def resolved(tokens: Iterable[tuple[str, bytes | None, float]], lookup: Lookup, 
         if logprob <= SENTINEL:
             tally.beyond += len(ordered) - n
             break
-        found = lookup.find(token, raw)
-        if len(found) != 1 or found[0] in seen:
-            if found:
+        matches = lookup.find(token, raw)
+        if len(matches) != 1 or matches[0] in seen:
+            if matches:
                 tally.ambiguous += 1
             else:
                 tally.unknown += 1
             tally.beyond += len(ordered) - n - 1
             break
-        seen.add(found[0])
-        entries.append(Entry(found[0], logprob))
+        seen.add(matches[0])
+        entries.append(Entry(matches[0], logprob))
     return entries

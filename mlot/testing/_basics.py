@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mlot._registry import find_backend
 from mlot.testing._oracle import Integers, Mask
 from mlot.testing._problems import Problem, by_index, make_problem, restricted
-from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly
+from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly
 
 
 def _values(rng: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -23,7 +23,7 @@ def _values(rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     }
 
 
-def check_kind(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_kind(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Floating, integer and boolean arrays are told apart."""
     for kind, values in _values(rng).items():
         yield f"kind of a {kind} array", exactly(np.array(subject.xp.kind(subject.array(values))), kind)
@@ -32,7 +32,7 @@ def check_kind(subject: Subject, rng: np.random.Generator, n: int) -> Found:
         yield f"kind of a {np.dtype(dtype).name} array", exactly(np.array(subject.xp.kind(array)), kind)
 
 
-def check_device(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_device(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The device is text, the same for every array made on it, and the one asked for."""
     devices = [subject.xp.device(subject.array(values)) for values in _values(rng).values()]
     if not all(isinstance(device, str) and device for device in devices):
@@ -43,7 +43,7 @@ def check_device(subject: Subject, rng: np.random.Generator, n: int) -> Found:
         yield "the device asked for", exactly(np.array(devices[0].split(":")[0]), wanted)
 
 
-def check_convert(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_convert(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Arrays of this and of other kinds become arrays of this backend; what cannot is a TypeError."""
     for kind, values in _values(rng).items():
         own = subject.xp.convert(subject.array(values), "weights")
@@ -72,7 +72,7 @@ def check_convert(subject: Subject, rng: np.random.Generator, n: int) -> Found:
             raise MismatchError(f"expected a TypeError for {what}, got none")
 
 
-def check_from_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_from_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Values, kinds and shapes survive; the result is of a type that some backend serves."""
     arrays = [
         *_values(rng).values(),
@@ -90,7 +90,7 @@ def check_from_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Foun
             raise MismatchError(f"no backend serves its result, a {type(array).__name__}")
 
 
-def check_to_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_to_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Values come back as a NumPy array, of the type they were made from."""
     for kind, values in _values(rng).items():
         back = subject.xp.to_numpy(subject.array(values))
@@ -101,22 +101,22 @@ def check_to_numpy(subject: Subject, rng: np.random.Generator, n: int) -> Found:
         yield f"{kind} values", exactly(back, subject.held(values))
 
 
-def check_stop_gradient(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_stop_gradient(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Values stay as they are."""
     for kind, values in _values(rng).items():
-        found = subject.read(subject.xp.stop_gradient(subject.array(values)), kind)
-        yield f"{kind} values", exactly(found, subject.held(values))
+        got = subject.read(subject.xp.stop_gradient(subject.array(values)), kind)
+        yield f"{kind} values", exactly(got, subject.held(values))
 
 
-def check_full_mask(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_full_mask(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Everything is valid, for logits, a head, or any array of rank three."""
     problem = make_problem(rng, n, subject.single)
     for model in (problem.student, problem.teacher):
-        found = subject.read(subject.xp.full_mask(subject.source(model)), "bool")
-        yield "mask of a source", exactly(found, np.ones(model.mask.shape, dtype=bool))
+        got = subject.read(subject.xp.full_mask(subject.source(model)), "bool")
+        yield "mask of a source", exactly(got, np.ones(model.mask.shape, dtype=bool))
 
 
-def check_mask_from_labels(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_mask_from_labels(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Position t is valid when the label at t + 1 counts; the last position never is."""
     shape = (int(rng.integers(1, 4)), 1 if n == 1 else int(rng.integers(1, 9)))
     for ignore in (-100, 0):
@@ -125,43 +125,43 @@ def check_mask_from_labels(subject: Subject, rng: np.random.Generator, n: int) -
         truth = np.zeros(shape, dtype=bool)
         for b, t in np.ndindex(*shape):
             truth[b, t] = t + 1 < shape[1] and labels[b, t + 1] != ignore
-        found = subject.xp.mask_from_labels(subject.array(labels), ignore)
-        yield f"ignore_index {ignore}", exactly(subject.read(found, "bool"), truth)
+        got = subject.xp.mask_from_labels(subject.array(labels), ignore)
+        yield f"ignore_index {ignore}", exactly(subject.read(got, "bool"), truth)
 
 
-def check_index_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_index_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The i-th valid positions are paired."""
     masks = _masks(make_problem(rng, n, subject.single))
-    found = subject.read(subject.xp.index_pairs(*map(subject.array, masks)), "integer")
+    got = subject.read(subject.xp.index_pairs(*map(subject.array, masks)), "integer")
     truth = by_index(*masks)
-    if found.ndim != 3 or found.shape[::2] != truth.shape[::2]:
-        raise MismatchError(f"expected shape ({len(truth)}, P, 2), got {found.shape}")
-    blank = (found == -1).all(axis=2) | (found >= 0).all(axis=2)
+    if got.ndim != 3 or got.shape[::2] != truth.shape[::2]:
+        raise MismatchError(f"expected shape ({len(truth)}, P, 2), got {got.shape}")
+    blank = (got == -1).all(axis=2) | (got >= 0).all(axis=2)
     yield "both entries of a missing pair are -1", 0.0 if blank.all() else np.inf
-    yield "pairs of each sequence", 0.0 if _real(found) == _real(truth) else np.inf
+    yield "pairs of each sequence", 0.0 if _real(got) == _real(truth) else np.inf
 
 
-def check_restrict_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_restrict_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Pairs that a mask excludes are blanked where they stand."""
     problem = make_problem(rng, 2 * n + 1, subject.single)
     masks = _masks(problem)
     pairs = problem.given_pairs if problem.given_pairs is not None else problem.pairs
-    found = subject.xp.restrict_pairs(subject.array(pairs), *map(subject.array, masks))
-    yield "pairs", exactly(subject.read(found, "integer"), restricted(pairs, *masks))
+    got = subject.xp.restrict_pairs(subject.array(pairs), *map(subject.array, masks))
+    yield "pairs", exactly(subject.read(got, "integer"), restricted(pairs, *masks))
 
 
-def check_count_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_count_pairs(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Number of pairs, floating."""
     problem = make_problem(rng, n, subject.single)
-    found = subject.xp.count_pairs(subject.array(problem.pairs))
-    yield "counts", exactly(subject.read(found), problem.counts())
+    got = subject.xp.count_pairs(subject.array(problem.pairs))
+    yield "counts", exactly(subject.read(got), problem.counts())
 
 
-def check_count_positions(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_count_positions(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Number of valid positions, floating."""
     for mask in _masks(make_problem(rng, n, subject.single)):
-        found = subject.read(subject.xp.count_positions(subject.array(mask)))
-        yield "counts", exactly(found, [float(sum(row)) for row in mask.tolist()])
+        got = subject.read(subject.xp.count_positions(subject.array(mask)))
+        yield "counts", exactly(got, [float(sum(row)) for row in mask.tolist()])
 
 
 def _masks(problem: Problem) -> tuple[Mask, Mask]:

@@ -23,23 +23,23 @@ from mlot.testing._slopes import (
     trace_slopes,
     valid_total,
 )
-from mlot.testing._subject import Found, Subject, labelled, total
+from mlot.testing._subject import Errors, Subject, labelled, total
 from mlot.traces import Traces
 
 # -- constants and copies --------------------------------------------------------------------------------
 
 
-def gradient_of_stop_gradient(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_stop_gradient(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """What is stopped is a constant: x * stop(x) has the derivative x."""
     values, weights = rng.normal(size=(2, 3, 4))
-    found = subject.gradient(  # type: ignore[misc]
+    gradients = subject.gradient(  # type: ignore[misc]
         lambda x: total(subject, subject.xp.stop_gradient(x) * x, weights), [subject.array(values)]
     )
-    off = np.abs(subject.read(found[0]) - weights * values).max() / np.abs(weights * values).max()
+    off = np.abs(subject.read(gradients[0]) - weights * values).max() / np.abs(weights * values).max()
     yield "derivative of x * stop(x)", float(off)
 
 
-def gradient_of_convert(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_convert(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The backend's own arrays keep their gradient."""
     values, weights = rng.normal(size=(2, 3, 4))
     yield from slopes(
@@ -54,7 +54,7 @@ def gradient_of_convert(subject: Subject, rng: np.random.Generator, n: int) -> F
 # -- selection -------------------------------------------------------------------------------------------
 
 
-def gradient_of_select(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_select(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Traces of the selected columns, by logits and by heads; the choice itself is a constant."""
     problem = clear_problem(rng, n, distinct_mass)
     model = problem.student
@@ -64,7 +64,7 @@ def gradient_of_select(subject: Subject, rng: np.random.Generator, n: int) -> Fo
     yield from _selection_slopes(subject, rng, problem, select, columns)
 
 
-def gradient_of_take(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_take(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Traces of given columns, by logits and by heads."""
     problem = make_problem(rng, n, single=False, small=True)
     model = problem.student
@@ -82,21 +82,21 @@ def _selection_slopes(
     problem: Problem,
     traces_of: Callable[..., Traces],
     columns: Integers,
-) -> Found:
+) -> Errors:
     """Slopes of random sums of log-probabilities and normalisers at the valid positions."""
     model = problem.student
     kept = rng.normal(size=(*model.mask.shape, columns.shape[1]))
     others = rng.normal(size=(*model.mask.shape, len(problem.extra)))
 
     def ours(*arrays: Array) -> Array:
-        found = traces_of(
+        traces = traces_of(
             subject.source(model, *arrays),
             subject.array(model.mask),
             temperature=problem.temperature,
             extra_temperatures=problem.extra,
             standardize=problem.standardize,
         )
-        return _both(subject, found, kept, others, model.mask)
+        return _both(subject, traces, kept, others, model.mask)
 
     def truth(*arrays: Floats) -> float:
         settings = problem.temperature, problem.extra, problem.standardize
@@ -107,7 +107,7 @@ def _selection_slopes(
     yield from slopes(subject, rng, ours, truth, model.arrays, model.free())
 
 
-def gradient_of_keep(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_keep(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The kept columns pass their gradient on."""
     _, student, _ = clear_traces(rng, n)
     index = some_columns(rng, len(student.mask), student.columns.shape[1], 2)
@@ -115,8 +115,8 @@ def gradient_of_keep(subject: Subject, rng: np.random.Generator, n: int) -> Foun
     others = rng.normal(size=student.log_normalizers.shape)
 
     def ours(log_probs: Array, normalizers: Array) -> Array:
-        found = subject.xp.keep(subject.traces(student, log_probs, normalizers), subject.array(index))
-        return _both(subject, found, kept, others, student.mask)
+        traces = subject.xp.keep(subject.traces(student, log_probs, normalizers), subject.array(index))
+        return _both(subject, traces, kept, others, student.mask)
 
     def truth(log_probs: Floats, normalizers: Floats) -> float:
         picked = np.stack([rows[:, row] for rows, row in zip(log_probs, index, strict=True)])
@@ -126,16 +126,16 @@ def gradient_of_keep(subject: Subject, rng: np.random.Generator, n: int) -> Foun
     yield from slopes(subject, rng, ours, truth, leaves(student), seen(student))
 
 
-def _both(subject: Subject, found: Traces, kept: Floats, others: Floats, mask: Mask) -> Array:
-    return valid_total(subject, found.log_probs, kept, mask) + valid_total(
-        subject, found.log_normalizers, others, mask
+def _both(subject: Subject, traces: Traces, kept: Floats, others: Floats, mask: Mask) -> Array:
+    return valid_total(subject, traces.log_probs, kept, mask) + valid_total(
+        subject, traces.log_normalizers, others, mask
     )
 
 
 # -- costs and divergences -------------------------------------------------------------------------------
 
 
-def gradient_of_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By both models' traces, for both kinds of cost, at every temperature."""
     problem, student, teacher = clear_traces(rng, n)
 
@@ -150,7 +150,7 @@ def gradient_of_token_cost(subject: Subject, rng: np.random.Generator, n: int) -
             yield from labelled(kind, errors)
 
 
-def gradient_of_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By both models' traces and by a coupling."""
     problem, student, teacher, coupling = _mixed_traces(rng, n)
     masks = problem.student.mask, problem.teacher.mask
@@ -195,7 +195,7 @@ def _apart_when_mixed(student: Floats, teacher: Floats, coupling: Floats) -> boo
     return apart(mixed[:, None, :, :], teacher[:, :, None, :])
 
 
-def gradient_of_had(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_had(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By both models' traces; zero between equal traces."""
     problem, student, teacher = clear_traces(rng, n)
 
@@ -206,16 +206,16 @@ def gradient_of_had(subject: Subject, rng: np.random.Generator, n: int) -> Found
     yield from trace_slopes(subject, rng, operation, formula, student, teacher)
     positions = np.arange(student.mask.shape[1])
     same = np.where(student.mask[:, :, None], np.stack([positions, positions], axis=1)[None], -1)
-    found = subject.gradient(  # type: ignore[misc]
+    gradients = subject.gradient(  # type: ignore[misc]
         lambda x: subject.xp.had(
             subject.traces(student, x), subject.traces(student), subject.array(same)
         ).sum(),
         [subject.array(student.log_probs)],
     )
-    yield "subgradient at ties", np.inf if subject.read(found[0]).any() else 0.0
+    yield "subgradient at ties", np.inf if subject.read(gradients[0]).any() else 0.0
 
 
-def gradient_of_sl(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_sl(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By both models' traces, also where the teacher gives a column no mass."""
     problem, student, teacher = clear_traces(rng, n)
 
@@ -228,7 +228,7 @@ def gradient_of_sl(subject: Subject, rng: np.random.Generator, n: int) -> Found:
     yield from labelled("impossible column", trace_slopes(subject, rng, operation, formula, student, teacher))
 
 
-def gradient_of_uld(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_uld(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By the logits or heads of both models; zero at positions that have no pair."""
     problem = clear_problem(rng, n, _sorted_apart)
     models = problem.student, problem.teacher
@@ -236,14 +236,14 @@ def gradient_of_uld(subject: Subject, rng: np.random.Generator, n: int) -> Found
     split = len(models[0].arrays)
 
     def ours(*arrays: Array) -> Array:
-        found = subject.xp.uld(
+        distances = subject.xp.uld(
             subject.source(models[0], *arrays[:split]),
             subject.source(models[1], *arrays[split:]),
             subject.array(models[0].mask),
             subject.array(models[1].mask),
             subject.array(problem.pairs),
         )
-        return total(subject, found, weights)
+        return total(subject, distances, weights)
 
     def truth(*arrays: Floats) -> float:
         logits = models[0].logits(*arrays[:split]), models[1].logits(*arrays[split:])

@@ -15,12 +15,12 @@ from mlot.testing import _oracle as oracle
 from mlot.testing._oracle import Floats, Integers, Mask
 from mlot.testing._problems import Problem, make_problem
 from mlot.testing._slopes import slopes
-from mlot.testing._subject import Found, Subject, labelled, total
+from mlot.testing._subject import Errors, Subject, labelled, total
 
 # -- transport -------------------------------------------------------------------------------------------
 
 
-def gradient_of_sinkhorn(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_sinkhorn(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Of plan and value, through all the rounds done, by cost and weights."""
     epsilon, n_iter = _transport.SETTINGS[n % len(_transport.SETTINGS)]
     epsilon = max(epsilon, 0.03)  # below, a difference over the step is no derivative any more
@@ -41,7 +41,7 @@ def _sinkhorn_slopes(
     bounded: bool,
     fixed: Sequence[Floats] = (),
     free: list[Mask] | None = None,
-) -> Found:
+) -> Errors:
     """Slopes without and with a tolerance, by the arrays; what follows them is fixed."""
     cost, a, b = [*arrays, *fixed]
     plan_weights, value_weights = rng.normal(size=cost.shape), rng.normal(size=len(cost))
@@ -53,7 +53,7 @@ def _sinkhorn_slopes(
         ]
 
         def ours(*inputs: Array, tol: float | None) -> Array:
-            found = subject.xp.sinkhorn(
+            transport = subject.xp.sinkhorn(
                 *inputs,
                 *(subject.array(values) for values in fixed),
                 epsilon=epsilon,
@@ -61,20 +61,22 @@ def _sinkhorn_slopes(
                 tol=tol,
                 cost_bound=2.0 if bounded else None,
             )
-            return total(subject, found.plan, plan_weights) + total(subject, found.value, value_weights)
+            return total(subject, transport.plan, plan_weights) + total(
+                subject, transport.value, value_weights
+            )
 
         def truth(*inputs: Floats, rounds: list[int]) -> float:
             problems = zip(*inputs, *fixed, rounds, strict=True)
-            found = np.stack([oracle.sinkhorn(c, x, y, epsilon, r)[-1] for c, x, y, r in problems])
+            plans = np.stack([oracle.sinkhorn(c, x, y, epsilon, r)[-1] for c, x, y, r in problems])
             return float(
-                (found * plan_weights).sum() + (oracle.inner(found, inputs[0]) * value_weights).sum()
+                (plans * plan_weights).sum() + (oracle.inner(plans, inputs[0]) * value_weights).sum()
             )
 
         errors = slopes(subject, rng, partial(ours, tol=tol), partial(truth, rounds=rounds), arrays, free)
         yield from labelled("no tolerance" if tol is None else "a tolerance", errors)
 
 
-def gradient_of_emd(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_emd(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The value's gradient by the cost is the plan."""
     oracle.pot()
     cost, a, b = _transport.transport_problem(rng, n, single=False)
@@ -89,7 +91,7 @@ def gradient_of_emd(subject: Subject, rng: np.random.Generator, n: int) -> Found
     yield from slopes(subject, rng, ours, truth, [cost])
 
 
-def gradient_of_inner(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_inner(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By plan and cost."""
     plan, cost = 0.1 + rng.random((2, 2, 3, 4))
     weights = rng.normal(size=2)
@@ -105,7 +107,7 @@ def gradient_of_inner(subject: Subject, rng: np.random.Generator, n: int) -> Fou
 # -- the whole loss --------------------------------------------------------------------------------------
 
 
-def gradient_of_loss(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def gradient_of_loss(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """By the logits or heads of both models, for every matching; columns and matching are constants."""
     for m, matching in enumerate(_loss.MATCHINGS):
         problem, config, columns = _clear_loss(subject, rng, n, n + m, matching)

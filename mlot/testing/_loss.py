@@ -16,7 +16,7 @@ from mlot.testing._oracle import Floats, Integers
 from mlot.testing._problems import Problem, make_problem
 from mlot.testing._selection import heaviest_error
 from mlot.testing._slopes import apart
-from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly, labelled
+from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly, labelled
 
 MATCHINGS: tuple[Matching, ...] = ("optimal", "greedy", "rank", "sinkhorn")
 
@@ -33,7 +33,7 @@ class Terms:
     coupling: Floats | None
 
 
-def check_loss(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_loss(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Selection, matching, terms, plans and reductions of `mlot.multi_level_ot`."""
     problem = make_problem(rng, n, subject.single)
     arguments = loss_arguments(subject, problem, as_traces=n % 4 == 2)
@@ -161,7 +161,7 @@ def _soft(
 
 def _columns_errors(
     subject: Subject, problem: Problem, config: MultiLevelOTConfig, result: MultiLevelOTResult
-) -> Found:
+) -> Errors:
     """Selected and matched columns, right up to near-ties."""
     columns, teacher_columns = read_columns(subject, result)
     sums = [
@@ -215,7 +215,7 @@ def _greedy_excess(cost: Floats, columns: Integers) -> float:
 
 def _terms_errors(
     subject: Subject, problem: Problem, config: MultiLevelOTConfig, result: MultiLevelOTResult
-) -> Found:
+) -> Errors:
     columns, teacher_columns = read_columns(subject, result)
     logits = problem.student.logits(), problem.teacher.logits()
     truth = terms(problem, config, *logits, columns, teacher_columns)
@@ -228,24 +228,24 @@ def _terms_errors(
     yield "plan", error_of(subject.read(result.plan), truth.plan)
     if truth.coupling is not None:
         yield "coupling", error_of(subject.read(result.coupling), truth.coupling)
-    found = result.diagnostics()
-    yield "number of pairs", exactly(found.pairs, counts)
+    diagnostics = result.diagnostics()
+    yield "number of pairs", exactly(diagnostics.pairs, counts)
     a, b = oracle.uniform(problem.student.mask, problem.teacher.mask)
     error = [oracle.marginal_error(*of) for of in zip(truth.plan, a, b, strict=True)]
-    yield "marginal error", error_of(found.marginal_error, error, a.sum(axis=1))
+    yield "marginal error", error_of(diagnostics.marginal_error, error, a.sum(axis=1))
 
 
 def _reduction_errors(
     subject: Subject, problem: Problem, config: MultiLevelOTConfig, arguments: dict[str, Array], n: int
-) -> Found:
+) -> Errors:
     """Reductions, from the terms of each sequence that the same call without one gives."""
     each = mlot.multi_level_ot(**arguments, config=config, reduction="none")
     items = (None, 7.0)[n // 2 % 2] if n % 2 == 0 else None
-    found = mlot.multi_level_ot(
+    reduced = mlot.multi_level_ot(
         **arguments, config=config, reduction="mean" if n % 2 == 0 else "sum", num_items=items
     )
     pairs, positions = problem.counts().sum(), float(problem.student.mask.sum())
     for name, count in (("had", pairs), ("sl", pairs), ("sd", positions)):
         divisor = 1.0 if n % 2 else max(count, 1.0) if items is None else items
         truth = subject.read(getattr(each, name)).sum() / divisor
-        yield f"{name}, reduced", error_of(subject.read(getattr(found, name)), truth)
+        yield f"{name}, reduced", error_of(subject.read(getattr(reduced, name)), truth)

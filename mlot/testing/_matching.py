@@ -10,7 +10,7 @@ from mlot._typing import CostKind
 from mlot.testing import _oracle as oracle
 from mlot.testing._oracle import Floats, Integers, TraceData
 from mlot.testing._problems import make_problem, rounded, some_columns
-from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly
+from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly
 
 KINDS: tuple[CostKind, ...] = ("l1", "log")
 
@@ -33,7 +33,7 @@ def matched_traces(
     return student, teacher, problem.pairs
 
 
-def check_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Cost between columns, of as many or more of the student's, at every temperature."""
     problem = make_problem(rng, n, subject.single)
     models = problem.student, problem.teacher
@@ -47,7 +47,7 @@ def check_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Foun
         student.log_probs[:, :, 0] -= 900.0
     for kind in KINDS:
         for temperature in (None, *problem.extra):
-            found = subject.xp.token_cost(
+            got = subject.xp.token_cost(
                 subject.traces(student),
                 subject.traces(teacher),
                 subject.array(problem.pairs),
@@ -56,10 +56,10 @@ def check_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Foun
             )
             truth = oracle.token_cost(student.at(temperature), teacher.at(temperature), problem.pairs, kind)
             scale = truth_scale(truth, problem.counts())
-            yield f"{kind} at temperature {temperature}", error_of(subject.read(found), truth, scale)
+            yield f"{kind} at temperature {temperature}", error_of(subject.read(got), truth, scale)
 
 
-def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Cost between positions, with and without a coupling, at every temperature."""
     student, teacher, _ = matched_traces(subject, rng, n, steep=False)
     batch, width = student.columns.shape
@@ -68,7 +68,7 @@ def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> F
     for kind in KINDS:
         for temperature in (None, *student.extra):
             for mixed in (None, coupling):
-                found = subject.xp.sequence_cost(
+                got = subject.xp.sequence_cost(
                     subject.traces(student),
                     subject.traces(teacher),
                     kind=kind,
@@ -79,18 +79,18 @@ def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> F
                 what = f"{kind} at temperature {temperature}" + (
                     " with a coupling" if mixed is not None else ""
                 )
-                yield what, error_of(subject.read(found), truth, truth_scale(truth, _both(student, teacher)))
-        found = subject.xp.sequence_cost(
+                yield what, error_of(subject.read(got), truth, truth_scale(truth, _both(student, teacher)))
+        got = subject.xp.sequence_cost(
             subject.traces(steep), subject.traces(steep), kind=kind, temperature=None
         )
         truth = _sequence_cost(steep, steep, kind, None, None)
         yield (
             f"{kind} of small probabilities",
-            error_of(subject.read(found), truth, truth_scale(truth, _both(steep, steep))),
+            error_of(subject.read(got), truth, truth_scale(truth, _both(steep, steep))),
         )
 
 
-def check_assign(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_assign(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Matchings are injective and cheapest; greedy and rank do what they say; ties keep the order."""
     batch, rows = int(rng.integers(1, 4)), int(rng.integers(1, 5 + n % 8))
     columns = rows + int(rng.integers(0, 6))
@@ -111,14 +111,14 @@ def check_assign(subject: Subject, rng: np.random.Generator, n: int) -> Found:
         yield f"optimal, {what}", exactly(_matching(subject, cost[None], "optimal"), [truth])
 
 
-def check_marginals(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_marginals(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Equal weights for valid positions; none where one of the sides is empty."""
     problem = make_problem(rng, n, subject.single)
     masks = problem.student.mask, problem.teacher.mask
     like = subject.array(rng.normal(size=(len(masks[0]), 2, 3)))
     student_mask, teacher_mask = map(subject.array, masks)
-    found = subject.xp.marginals(student_mask, teacher_mask, like)
-    for name, weights, truth in zip(("teacher", "student"), found, oracle.uniform(*masks), strict=True):
+    got = subject.xp.marginals(student_mask, teacher_mask, like)
+    for name, weights, truth in zip(("teacher", "student"), got, oracle.uniform(*masks), strict=True):
         yield name, error_of(subject.read(weights), truth)
 
 
@@ -146,14 +146,14 @@ def greedy(cost: Floats) -> list[int]:
 
 
 def _matching(subject: Subject, cost: Floats, method: str) -> Integers:
-    found = subject.read(subject.xp.assign(subject.array(cost), method=method), "integer")  # type: ignore[arg-type]
-    if found.shape != cost.shape[:2]:
-        raise MismatchError(f"expected shape {cost.shape[:2]}, got {found.shape}")
-    if any(len(set(row)) < len(row) or min(row) < 0 or max(row) >= cost.shape[2] for row in found.tolist()):
+    columns = subject.read(subject.xp.assign(subject.array(cost), method=method), "integer")  # type: ignore[arg-type]
+    if columns.shape != cost.shape[:2]:
+        raise MismatchError(f"expected shape {cost.shape[:2]}, got {columns.shape}")
+    if any(len(set(row)) < len(row) or min(row) < 0 or max(row) >= cost.shape[2] for row in columns.tolist()):
         raise MismatchError(
-            f"{method}: expected different columns of {cost.shape[2]} in a row, got {found.tolist()}"
+            f"{method}: expected different columns of {cost.shape[2]} in a row, got {columns.tolist()}"
         )
-    return found
+    return columns
 
 
 def _tied(rng: np.random.Generator, single: bool) -> Iterator[tuple[str, Floats, list[int]]]:

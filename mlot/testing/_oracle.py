@@ -239,14 +239,14 @@ def exact_value(cost: Floats, a: Floats, b: Floats) -> float:
 
 def had(log_student: Floats, log_teacher: Floats, pairs: Integers) -> Floats:
     """Sum of absolute differences over the pairs, ``(B,)``."""
-    found = [ends(s, t, rows) for s, t, rows in zip(log_student, log_teacher, pairs, strict=True)]
-    return np.array([np.abs(np.exp(t) - np.exp(s)).sum() for s, t in found])
+    paired = [ends(s, t, rows) for s, t, rows in zip(log_student, log_teacher, pairs, strict=True)]
+    return np.array([np.abs(np.exp(t) - np.exp(s)).sum() for s, t in paired])
 
 
 def sl(log_student: Floats, log_teacher: Floats, pairs: Integers) -> Floats:
     """Sum of -t log s over the pairs, ``(B,)``."""
-    found = [ends(s, t, rows) for s, t, rows in zip(log_student, log_teacher, pairs, strict=True)]
-    return np.array([-weighted_log(np.exp(t), s).sum() for s, t in found])
+    paired = [ends(s, t, rows) for s, t, rows in zip(log_student, log_teacher, pairs, strict=True)]
+    return np.array([-weighted_log(np.exp(t), s).sum() for s, t in paired])
 
 
 def uld(student: Floats, teacher: Floats, pairs: Integers) -> Floats:

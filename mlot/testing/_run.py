@@ -22,9 +22,9 @@ from mlot.testing import (
 )
 from mlot.testing._oracle import MissingPackageError
 from mlot.testing._report import Record, Report, notes, table
-from mlot.testing._subject import Found, Gradient, MismatchError, Subject
+from mlot.testing._subject import Errors, Gradient, MismatchError, Subject
 
-Check = Callable[[Subject, np.random.Generator, int], Found]
+Check = Callable[[Subject, np.random.Generator, int], Errors]
 
 #: Relative errors allowed: results in either precision, and gradients against central differences.
 DOUBLE, SINGLE, GRADIENT = 1e-10, 1e-5, 1e-5

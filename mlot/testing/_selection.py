@@ -7,15 +7,15 @@ import numpy as np
 from mlot.testing import _oracle as oracle
 from mlot.testing._oracle import Floats, Integers, TraceData
 from mlot.testing._problems import Model, Problem, make_problem, some_columns
-from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly
+from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly
 from mlot.traces import Traces
 
 
-def check_select(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_select(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The heaviest columns, in order, and their traces."""
     problem = make_problem(rng, n, subject.single)
     for who, model in (("student", problem.student), ("teacher", problem.teacher)):
-        found = subject.xp.select(
+        traces = subject.xp.select(
             subject.source(model),
             subject.array(model.mask),
             k=min(problem.k, model.logits().shape[2]),
@@ -23,23 +23,23 @@ def check_select(subject: Subject, rng: np.random.Generator, n: int) -> Found:
             extra_temperatures=problem.extra,
             standardize=problem.standardize,
         )
-        columns = subject.read(found.columns, "integer")
+        columns = subject.read(traces.columns, "integer")
         sums = oracle.mass(model.logits(), model.mask, problem.temperature, problem.standardize)
         yield f"{who}: columns by mass", heaviest_error(columns, sums, min(problem.k, sums.shape[1]))
         empty = ~model.mask.any(axis=1)
         lowest = np.broadcast_to(np.arange(columns.shape[1]), (int(empty.sum()), columns.shape[1]))
         yield f"{who}: lowest columns of an empty sequence", exactly(columns[empty], lowest)
-        for what, error in _traces_errors(subject, found, model, problem, columns):
+        for what, error in _traces_errors(subject, traces, model, problem, columns):
             yield f"{who}: {what}", error
     yield "ties by lower index", _tie_error(subject, rng)
 
 
-def check_take(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_take(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Traces of given columns, in the order given."""
     problem = make_problem(rng, n, subject.single)
     for who, model in (("student", problem.student), ("teacher", problem.teacher)):
         columns = some_columns(rng, len(model.mask), model.logits().shape[2], problem.k)
-        found = subject.xp.take(
+        traces = subject.xp.take(
             subject.source(model),
             subject.array(columns),
             subject.array(model.mask),
@@ -47,27 +47,27 @@ def check_take(subject: Subject, rng: np.random.Generator, n: int) -> Found:
             extra_temperatures=problem.extra,
             standardize=problem.standardize,
         )
-        yield f"{who}: columns", exactly(subject.read(found.columns, "integer"), columns)
-        for what, error in _traces_errors(subject, found, model, problem, columns):
+        yield f"{who}: columns", exactly(subject.read(traces.columns, "integer"), columns)
+        for what, error in _traces_errors(subject, traces, model, problem, columns):
             yield f"{who}: {what}", error
 
 
-def check_keep(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_keep(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """Kept columns are those pointed at, in that order; all else stays."""
     problem = make_problem(rng, n, subject.single)
     model = problem.teacher
     data = problem.traces(model, some_columns(rng, len(model.mask), model.logits().shape[2], problem.k))
     width = int(rng.integers(1, data.columns.shape[1] + 1))
     index = some_columns(rng, len(model.mask), data.columns.shape[1], width)
-    found = subject.xp.keep(subject.traces(data), subject.array(index))
+    traces = subject.xp.keep(subject.traces(data), subject.array(index))
     pick = [list(zip(*rows, strict=True)) for rows in zip(data.columns, data.column_mass, strict=True)]
     kept = [[pick[b][column] for column in row] for b, row in enumerate(index.tolist())]
-    yield "columns", exactly(subject.read(found.columns, "integer"), [[c for c, _ in row] for row in kept])
-    yield "column mass", error_of(subject.read(found.column_mass), [[m for _, m in row] for row in kept])
+    yield "columns", exactly(subject.read(traces.columns, "integer"), [[c for c, _ in row] for row in kept])
+    yield "column mass", error_of(subject.read(traces.column_mass), [[m for _, m in row] for row in kept])
     log_probs = np.stack([rows[:, row] for rows, row in zip(data.log_probs, index, strict=True)])
-    yield "log-probabilities", error_of(subject.read(found.log_probs), log_probs)
-    yield "normalisers", error_of(subject.read(found.log_normalizers), data.log_normalizers)
-    yield from _settings_errors(subject, found, data)
+    yield "log-probabilities", error_of(subject.read(traces.log_probs), log_probs)
+    yield "normalisers", error_of(subject.read(traces.log_normalizers), data.log_normalizers)
+    yield from _settings_errors(subject, traces, data)
 
 
 def heaviest_error(columns: Integers, sums: Floats, k: int) -> float:
@@ -84,39 +84,39 @@ def heaviest_error(columns: Integers, sums: Floats, k: int) -> float:
 
 
 def _traces_errors(
-    subject: Subject, found: Traces, model: Model, problem: Problem, columns: Integers
-) -> Found:
+    subject: Subject, traces: Traces, model: Model, problem: Problem, columns: Integers
+) -> Errors:
     """Traces against softmax at every temperature that they serve."""
     logits = model.logits()
     truth = oracle.traces(
         logits, model.mask, columns, problem.temperature, problem.extra, problem.standardize
     )
-    yield from _settings_errors(subject, found, truth)
-    yield "column mass", error_of(subject.read(found.column_mass), truth.column_mass, model.mask.sum(axis=1))
-    yield "log-probabilities", _log_error(subject.read(found.log_probs), truth.log_probs)
-    if tuple(found.log_normalizers.shape) != truth.log_normalizers.shape:
+    yield from _settings_errors(subject, traces, truth)
+    yield "column mass", error_of(subject.read(traces.column_mass), truth.column_mass, model.mask.sum(axis=1))
+    yield "log-probabilities", _log_error(subject.read(traces.log_probs), truth.log_probs)
+    if tuple(traces.log_normalizers.shape) != truth.log_normalizers.shape:
         raise MismatchError(
-            f"expected normalisers {truth.log_normalizers.shape}, got {found.log_normalizers.shape}"
+            f"expected normalisers {truth.log_normalizers.shape}, got {traces.log_normalizers.shape}"
         )
     for temperature in problem.extra:
         there = oracle.traces(logits, model.mask, columns, temperature, (), problem.standardize)
-        values = subject.read(found.at(temperature))
+        values = subject.read(traces.at(temperature))
         blank = np.where(model.mask[:, :, None], values, -np.inf)
         yield f"log-probabilities at temperature {temperature}", _log_error(blank, there.log_probs)
 
 
-def _settings_errors(subject: Subject, found: Traces, truth: TraceData) -> Found:
-    kept = (found.vocab_size, found.temperature, found.extra_temperatures, found.standardize)
+def _settings_errors(subject: Subject, traces: Traces, truth: TraceData) -> Errors:
+    kept = (traces.vocab_size, traces.temperature, traces.extra_temperatures, traces.standardize)
     wanted = (truth.vocab_size, truth.temperature, truth.extra, truth.standardize)
     if kept != wanted:
         raise MismatchError(f"expected vocabulary, temperatures and standardize {wanted}, got {kept}")
-    yield "mask", exactly(subject.read(found.mask, "bool"), truth.mask)
+    yield "mask", exactly(subject.read(traces.mask, "bool"), truth.mask)
 
 
-def _log_error(found: Floats, truth: Floats) -> float:
+def _log_error(got: Floats, truth: Floats) -> float:
     """Error of logarithms, whose unit is 1 where they are small."""
     scale = np.abs(np.where(np.isfinite(truth), truth, 0.0)).max(axis=(1, 2), initial=1.0)
-    return error_of(found, truth, scale)
+    return error_of(got, truth, scale)
 
 
 def _tie_error(subject: Subject, rng: np.random.Generator) -> float:
@@ -137,7 +137,7 @@ def _tie_error(subject: Subject, rng: np.random.Generator) -> float:
             break
     logits = np.where(live, 0.0, -1e4)[None]
     truth = sorted(range(13), key=lambda column: (-masses[which[column]], column))
-    found = subject.xp.select(
+    traces = subject.xp.select(
         subject.array(logits),
         subject.array(np.ones((1, 3), dtype=bool)),
         k=9,
@@ -145,4 +145,4 @@ def _tie_error(subject: Subject, rng: np.random.Generator) -> float:
         extra_temperatures=(2.0,),
         standardize=False,
     )
-    return exactly(subject.read(found.columns, "integer"), [truth[:9]])
+    return exactly(subject.read(traces.columns, "integer"), [truth[:9]])

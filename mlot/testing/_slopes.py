@@ -10,7 +10,7 @@ from mlot._typing import Array
 from mlot.testing import _oracle as oracle
 from mlot.testing._oracle import Floats, Mask, TraceData
 from mlot.testing._problems import Problem, make_problem, some_columns
-from mlot.testing._subject import Found, MismatchError, Subject, total
+from mlot.testing._subject import Errors, MismatchError, Subject, total
 
 STEP = 1e-6
 DIRECTIONS = 2
@@ -25,15 +25,15 @@ def slopes(
     truth: Callable[..., float],
     arrays: Sequence[Floats],
     free: Sequence[Mask] | None = None,
-) -> Found:
+) -> Errors:
     """Errors of directional derivatives by each array, relative to the gradient's size.
 
     Where ``free`` is false nothing depends on an array, and the gradient must be exactly zero.
     """
     assert subject.gradient is not None
-    found = subject.gradient(ours, [subject.array(array) for array in arrays])
+    gradients = subject.gradient(ours, [subject.array(array) for array in arrays])
     for n, array in enumerate(arrays):
-        gradient = subject.read(found[n])
+        gradient = subject.read(gradients[n])
         where = np.ones(array.shape, dtype=bool) if free is None else free[n]
         if gradient.shape != array.shape:
             raise MismatchError(f"expected a gradient of shape {array.shape}, got {gradient.shape}")
@@ -57,7 +57,7 @@ def trace_slopes(
     teacher: TraceData,
     temperature: float | None = None,
     others: Sequence[Floats] = (),
-) -> Found:
+) -> Errors:
     """`slopes` of a random sum of a result, by the arrays of both models' traces and by others.
 
     ``operation`` takes traces of student and teacher, ``formula`` their log-probabilities at the temperature;
@@ -93,10 +93,10 @@ def seen(data: TraceData) -> list[Mask]:
 
 def valid_total(subject: Subject, array: Array, weights: Floats, mask: Mask) -> Array:
     """Weighted sum over the valid positions of ``(B, T, n)``, a scalar."""
-    found = subject.array(np.zeros(()))
+    result = subject.array(np.zeros(()))
     for b, t in zip(*np.nonzero(mask), strict=True):
-        found = found + total(subject, array[int(b), int(t)], weights[b, t])
-    return found
+        result = result + total(subject, array[int(b), int(t)], weights[b, t])
+    return result
 
 
 # -- far from kinks --------------------------------------------------------------------------------------

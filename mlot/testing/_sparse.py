@@ -9,13 +9,13 @@ from mlot.testing import _oracle as oracle
 from mlot.testing._oracle import Floats, Integers
 from mlot.testing._problems import Problem, make_problem, rounded
 from mlot.testing._selection import heaviest_error
-from mlot.testing._subject import Found, MismatchError, Subject, error_of, exactly
+from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly
 from mlot.topk import TopKLogprobs
 
 _TAILS: tuple[Tail, ...] = ("zero", "renormalize", "uniform")
 
 
-def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> Found:
+def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     """The heaviest columns and their traces, under each supposition about what is not known."""
     problem = make_problem(rng, n, subject.single)
     mask = problem.teacher.mask
@@ -25,7 +25,7 @@ def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> F
         source = TopKLogprobs(subject.array(ids), subject.array(logprobs), width, tail, base)
         wide = vocabulary if width is not None else max(int(ids.max()) + 1, 1)
         k = min(problem.k, wide)
-        found = subject.xp.select_sparse(
+        traces = subject.xp.select_sparse(
             source,
             subject.array(mask),
             k=k,
@@ -37,19 +37,19 @@ def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> F
             each: _completed(ids, logprobs, mask, wide, width is not None, tail, base / each, subject.single)
             for each in (problem.temperature, *problem.extra)
         }
-        columns = subject.read(found.columns, "integer")
+        columns = subject.read(traces.columns, "integer")
         sums = np.array(
             [rows[valid].sum(axis=0) for rows, valid in zip(probs[problem.temperature], mask, strict=True)]
         )
         yield f"{label}: columns by mass", heaviest_error(columns, sums, k)
         mass = np.take_along_axis(sums, columns, axis=1)
-        yield f"{label}: column mass", error_of(subject.read(found.column_mass), mass, mask.sum(axis=1))
-        yield f"{label}: mask", exactly(subject.read(found.mask, "bool"), mask)
+        yield f"{label}: column mass", error_of(subject.read(traces.column_mass), mass, mask.sum(axis=1))
+        yield f"{label}: mask", exactly(subject.read(traces.mask, "bool"), mask)
         for temperature, whole in probs.items():
-            values = np.where(mask[:, :, None], subject.read(found.at(temperature)), -np.inf)
+            values = np.where(mask[:, :, None], subject.read(traces.at(temperature)), -np.inf)
             truth = np.take_along_axis(whole, columns[:, None, :], axis=2)
             yield f"{label}: probabilities at {temperature}", error_of(np.exp(values), truth, 1.0)
-        kept = (found.vocab_size, found.temperature, found.extra_temperatures, found.standardize)
+        kept = (traces.vocab_size, traces.temperature, traces.extra_temperatures, traces.standardize)
         if kept != (wide, problem.temperature, problem.extra, False):
             raise MismatchError(f"expected vocabulary {wide} and the temperatures asked for, got {kept}")
 

@@ -18,7 +18,7 @@ from mlot.testing._problems import Model
 from mlot.traces import Traces
 
 #: What a check yields: what was compared, and by how much it was off.
-Found: TypeAlias = Iterator[tuple[str, float]]
+Errors: TypeAlias = Iterator[tuple[str, float]]
 
 
 class Gradient(Protocol):
@@ -95,8 +95,8 @@ class Subject:
         if self.xp.device(array) != self.device:
             raise MismatchError(f"expected a result on {self.device}, got one on {self.xp.device(array)}")
         values = np.asarray(self.xp.to_numpy(array))
-        found = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}.get(values.dtype.kind, "other")
-        if found != kind:
+        actual = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}.get(values.dtype.kind, "other")
+        if actual != kind:
             raise MismatchError(f"expected a result of kind {kind}, got {values.dtype}")
         return values.astype(np.float64) if kind == "float" else values
 
@@ -117,19 +117,19 @@ class Subject:
                 raise MismatchError("an argument was written into")
 
 
-def error_of(found: NDArray[Any], truth: ArrayLike, scale: ArrayLike | None = None) -> float:
+def error_of(array: NDArray[Any], truth: ArrayLike, scale: ArrayLike | None = None) -> float:
     """Largest deviation from the truth, relative to the scale of each entry of the first axis.
 
     The scale is by default the largest finite magnitude of the truth there. Where it is 0 the result must be
     exactly right, as it must where the truth is infinite. NaN is infinitely wrong.
     """
     truth = np.asarray(truth, dtype=np.float64)
-    if found.shape != truth.shape:
-        raise MismatchError(f"expected shape {truth.shape}, got {found.shape}")
+    if array.shape != truth.shape:
+        raise MismatchError(f"expected shape {truth.shape}, got {array.shape}")
     if truth.size == 0:
         return 0.0
     rows = truth.reshape(len(truth), -1) if truth.ndim else truth.reshape(1, 1)
-    got = found.astype(np.float64).reshape(rows.shape)
+    got = array.astype(np.float64).reshape(rows.shape)
     finite = np.isfinite(rows)
     if not np.array_equal(got[~finite], rows[~finite]):
         return np.inf
@@ -147,12 +147,12 @@ def error_of(found: NDArray[Any], truth: ArrayLike, scale: ArrayLike | None = No
     return worst
 
 
-def exactly(found: NDArray[Any], truth: ArrayLike) -> float:
+def exactly(array: NDArray[Any], truth: ArrayLike) -> float:
     """0 if equal, else infinity."""
     truth = np.asarray(truth)
-    if found.shape != truth.shape:
-        raise MismatchError(f"expected shape {truth.shape}, got {found.shape}")
-    return 0.0 if np.array_equal(found, truth) else np.inf
+    if array.shape != truth.shape:
+        raise MismatchError(f"expected shape {truth.shape}, got {array.shape}")
+    return 0.0 if np.array_equal(array, truth) else np.inf
 
 
 def torch_gradient(function: Callable[..., Array], arrays: Sequence[Array]) -> Sequence[Array]:
@@ -176,7 +176,7 @@ def total(subject: Subject, array: Array, weights: Floats) -> Array:
     return (array * subject.array(weights)).sum()
 
 
-def labelled(label: str, found: Found) -> Found:
+def labelled(label: str, errors: Errors) -> Errors:
     """Put a label before what was compared."""
-    for what, error in found:
+    for what, error in errors:
         yield f"{label}: {what}", error

@@ -58,7 +58,7 @@ def metrics_of(sums: list[Tensor], prefix: str) -> dict[str, float]:
     nats, labels, text_nats, size = table.sum(dim=0).tolist()
     if not labels:
         return {}
-    found = {f"{prefix}_loss": nats / labels, f"{prefix}_ce": nats / labels}
+    metrics = {f"{prefix}_loss": nats / labels, f"{prefix}_ce": nats / labels}
     if size > 0 and bool((table[:, 3] >= 0).all()):
-        found[f"{prefix}_bits_per_byte"] = text_nats / math.log(2) / size
-    return found
+        metrics[f"{prefix}_bits_per_byte"] = text_nats / math.log(2) / size
+    return metrics

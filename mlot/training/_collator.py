@@ -190,10 +190,10 @@ class DistillationCollator:
             batch |= teacher
             batch["teacher_labels"] = self._padded([row["teacher_labels"] for row in rows], -100)
         if self.pairs == "boundary":
-            found = batch_pairs(
+            pairs = batch_pairs(
                 [row["pairs"] for row in rows], student_offset=offset, teacher_offset=teacher_offset
             )
-            batch["pairs"] = torch.from_numpy(found)
+            batch["pairs"] = torch.from_numpy(pairs)
         if self.pairs == "text":
             positions = batch_text_positions(
                 [row[TEXT_POSITIONS] for row in rows], student_offset=offset, teacher_offset=teacher_offset

@@ -21,8 +21,8 @@ def device() -> torch.device:
 
 def environment() -> dict[str, str]:
     """Versions and hardware, as a report states them."""
-    found = {"mlot": __version__} | {name: metadata.version(name) for name in _PACKAGES}
-    found |= {
+    versions = {"mlot": __version__} | {name: metadata.version(name) for name in _PACKAGES}
+    versions |= {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if device().type == "cuda" else "cpu",
@@ -30,4 +30,4 @@ def environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
-    return found
+    return versions

@@ -46,30 +46,30 @@ def head_shape(model: nn.Module, name: str) -> HeadShape:
             be read.
     """
     option = {"student": "use_linear_head", "teacher": "use_teacher_linear_head"}[name]
-    found = language_model(model)
+    inner = language_model(model)
     embedding = output_embedding(model)
     expected = f"{option}: expected a {name} whose head is a linear map"
     if embedding is None:
-        raise ValueError(f"{expected}, got {type(found).__name__} without an output embedding")
+        raise ValueError(f"{expected}, got {type(inner).__name__} without an output embedding")
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise ValueError(f"{expected}, got {type(embedding).__name__} in {type(found).__name__}")
-    if any(tensor.device.type == "meta" for tensor in (*found.parameters(), *found.buffers())):
+        raise ValueError(f"{expected}, got {type(embedding).__name__} in {type(inner).__name__}")
+    if any(tensor.device.type == "meta" for tensor in (*inner.parameters(), *inner.buffers())):
         # Weights that are not here yet, as on the ranks that receive them later: the configuration must do.
-        return declared_shapes(found)[0]
-    inputs = found.get_input_embeddings().weight  # type: ignore[operator]
+        return declared_shapes(inner)[0]
+    inputs = inner.get_input_embeddings().weight  # type: ignore[operator]
     ids = torch.arange(4, device=inputs.device)[None] % inputs.shape[0]
-    with evaluating(found):
-        trial = try_head(found, embedding, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    with evaluating(inner):
+        trial = try_head(inner, embedding, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     if trial is not None:
         if not trial.output.isfinite().all():
             # Weights that were never set, for the same reason.
-            return declared_shapes(found)[0]
-        shape = trial.shape(found, embedding)
+            return declared_shapes(inner)[0]
+        shape = trial.shape(inner, embedding)
         if shape is not None:
             return shape
     raise ValueError(
-        f"{expected} with the scale and the soft cap of its configuration, got {type(found).__name__}, whose "
+        f"{expected} with the scale and the soft cap of its configuration, got {type(inner).__name__}, whose "
         "logits differ from that"
     )
 

@@ -145,13 +145,13 @@ class Painter:
 
     def diagnostics(self, indices: Sequence[int]) -> dict[str, Floats]:
         """What `mlot.MultiLevelOTResult.diagnostics` says of each of some examples, at most 32."""
-        found: dict[str, list[Floats]] = {}
+        collected: dict[str, list[Floats]] = {}
         some = list(indices)[:_SAMPLE]
         for start in range(0, len(some), _AT_ONCE):
             _, _, result = self._compare(some[start : start + _AT_ONCE])
             for name, values in vars(result.diagnostics()).items():
-                found.setdefault(name, []).append(values)
-        return {name: np.concatenate(values) for name, values in found.items()}
+                collected.setdefault(name, []).append(values)
+        return {name: np.concatenate(values) for name, values in collected.items()}
 
     def paint(self, indices: Sequence[int], *, seen_in_training: bool = False) -> Pictures:
         """Make the pictures of that example which can be read best, neither too short nor too long."""
@@ -268,8 +268,8 @@ def segments(student: _Side, teacher: _Side, aligned: Integers) -> tuple[Segment
         cuts = [first, *(positions + 1).tolist(), len(side.tokens)]
         parts.append([tuple(side.tokens[a:b]) for a, b in pairwise(cuts)])
     both = zip(*parts, strict=True)
-    found = [Segment(one, other, n < len(aligned)) for n, (one, other) in enumerate(both)]
-    return tuple(part for part in found if part.student or part.teacher)
+    cells = [Segment(one, other, n < len(aligned)) for n, (one, other) in enumerate(both)]
+    return tuple(part for part in cells if part.student or part.teacher)
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, columns: Integers) -> list[str]:

@@ -29,8 +29,8 @@ class TrainingProgress(TrainerCallback):
         self._reporter.progress.update(self._task, completed=state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = f"{kwargs['metrics']['eval_bits_per_byte']:.3f} bits per byte"
+        result = f"{kwargs['metrics']['eval_bits_per_byte']:.3f} bits per byte"
         if self._reporter.console.is_terminal:
-            self._reporter.progress.update(self._task, description=f"{self._name}: {found}")
+            self._reporter.progress.update(self._task, description=f"{self._name}: {result}")
         else:
-            self._reporter.say(f"{self._name}: step {state.global_step} of {state.max_steps}, {found}")
+            self._reporter.say(f"{self._name}: step {state.global_step} of {state.max_steps}, {result}")

@@ -29,7 +29,7 @@ def sample_continuations(
     Returns:
         Pairs of prompt and continuation.
     """
-    found = []
+    samples = []
     for number, index in enumerate(_beginnings(examples.pieces)):
         prompt, ids = _prompt(tokenizer, examples, index, length)
         tokens = torch.tensor([ids], device=model.device)
@@ -43,8 +43,8 @@ def sample_continuations(
             pad_token_id=tokenizer.pad_token_id,
         )
         new = generated[0, len(ids) :].tolist()
-        found.append((prompt, cast(str, tokenizer.decode(new, skip_special_tokens=True))))
-    return found
+        samples.append((prompt, cast(str, tokenizer.decode(new, skip_special_tokens=True))))
+    return samples
 
 
 def _prompt(tokenizer: Any, examples: Examples, index: int, length: int) -> tuple[str, list[int]]:

@@ -124,18 +124,18 @@ class ModelTeacher:
             self.model.eval()
         home = _input_device(self.model)
         inputs = {name: value.to(home) for name, value in batch.teacher.items()}
-        found: Tensor | LinearHead
+        prediction: Tensor | LinearHead
         if self._head is None:
-            found = self.model(**inputs).logits
+            prediction = self.model(**inputs).logits
         else:
-            found = hidden_states(self.model, inputs, self._head)
+            prediction = hidden_states(self.model, inputs, self._head)
         if self.config is not None and self.config.matching == "text":
-            return self._targets(found, batch, device), None
+            return self._targets(prediction, batch, device), None
         if self.config is None or self.config.k is None:
-            return _moved(found, device), labels
-        where = found.hidden.device if isinstance(found, LinearHead) else found.device
+            return _moved(prediction, device), labels
+        where = prediction.hidden.device if isinstance(prediction, LinearHead) else prediction.device
         traces = select(
-            found,
+            prediction,
             mask_from_labels(labels.to(where)),
             k=self.config.k,
             temperature=self.config.temperature,

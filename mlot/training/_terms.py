@@ -87,14 +87,14 @@ class RunningTerms(TrainerCallback, ExportableState):
         paired = names.index("paired_share")
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         for result, positions in self._results:
-            found = result.diagnostics(self.plan)
+            figures = result.diagnostics(self.plan)
             for row, name in enumerate(names):
                 if row == paired:
                     continue
-                values = torch.as_tensor(getattr(found, name), dtype=torch.float64)
+                values = torch.as_tensor(getattr(figures, name), dtype=torch.float64)
                 # A sequence without pairs has nothing to be matched or transported.
-                values = values[torch.as_tensor(found.pairs) > 0]
+                values = values[torch.as_tensor(figures.pairs) > 0]
                 values = values[~values.isnan()]
                 table[row] += torch.stack([values.sum(), torch.tensor(float(len(values)))])
-            table[paired] += torch.tensor([float(found.pairs.sum()), float(positions)])
+            table[paired] += torch.tensor([float(figures.pairs.sum()), float(positions)])
         return table

@@ -230,19 +230,19 @@ class MultiLevelOTMixin(_Base):
         running.begin_step()
 
     def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
-        found = {"ce": terms.cross_entropy}
+        values = {"ce": terms.cross_entropy}
         transports = _transports(terms)
         # With the text's plan and no weight SD is not computed.
         with_sd = self.args.sd_weight or self.args.matching != "text"
         computed = ("had", "sl", "sd") if with_sd else ("had", "sl")
         for name in computed if transports else ():
-            found[name] = sum(weight * getattr(result, name) for weight, result in transports)
+            values[name] = sum(weight * getattr(result, name) for weight, result in transports)
         if transports:
             for _, result in transports if self.args.log_diagnostics_every else ():
                 self._running.keep(result, batch.targets)
         elif terms.loss is not terms.cross_entropy:
-            found["distillation"] = terms.distillation
-        self._running.add(**{name: value.detach() * scale for name, value in found.items()})
+            values["distillation"] = terms.distillation
+        self._running.add(**{name: value.detach() * scale for name, value in values.items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add the terms of the loss, each a mean over steps and processes since the last time."""

@@ -79,14 +79,14 @@ def causal(name: str, model: Any) -> None:
     """Require a causal head, as far as a model of transformers says."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name}: expected a causal language model, got {type(model).__name__}")
-    found = language_model(model)
-    if not isinstance(found, PreTrainedModel):
+    inner = language_model(model)
+    if not isinstance(inner, PreTrainedModel):
         return
-    kind = type(found).__name__
+    kind = type(inner).__name__
     other = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and kind not in (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     )
-    if output_embedding(found) is None or other or getattr(found.config, "is_encoder_decoder", False):
+    if output_embedding(inner) is None or other or getattr(inner.config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: expected a model with a causal head, such as LlamaForCausalLM, got {kind}")
 
 
@@ -142,12 +142,12 @@ def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
         return
     from mlot.saved import fingerprint
 
-    found = fingerprint(collator.tokenizers[1])
+    wanted = fingerprint(collator.tokenizers[1])
     for each in kept:
-        if each.manifest.tokenizer_fingerprint != found:
+        if each.manifest.tokenizer_fingerprint != wanted:
             raise ValueError(
                 "teacher: expected one saved with the tokenizer of data_collator, whose fingerprint is "
-                f"{found!r}, got one saved with {each.manifest.tokenizer_fingerprint!r}"
+                f"{wanted!r}, got one saved with {each.manifest.tokenizer_fingerprint!r}"
             )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return

@@ -126,11 +126,11 @@ class TorchBackend(Backend):
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
-        found = torch_ops.scan(kind, mask, settings, sums=True)
-        assert found.mass is not None
-        columns = torch_select.heaviest_columns(found.mass, k)
-        mass = found.mass.gather(1, columns)
-        return self._traces(kind, columns, mask, found, settings, mass, int(source.shape[2]))
+        statistics = torch_ops.scan(kind, mask, settings, sums=True)
+        assert statistics.mass is not None
+        columns = torch_select.heaviest_columns(statistics.mass, k)
+        mass = statistics.mass.gather(1, columns)
+        return self._traces(kind, columns, mask, statistics, settings, mass, int(source.shape[2]))
 
     @_full_precision
     def select_sparse(
@@ -157,20 +157,20 @@ class TorchBackend(Backend):
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
         kind = Kind(source)
-        found = torch_ops.scan(kind, mask, settings, sums=False)
-        return self._traces(kind, columns, mask, found, settings, None, int(source.shape[2]))
+        statistics = torch_ops.scan(kind, mask, settings, sums=False)
+        return self._traces(kind, columns, mask, statistics, settings, None, int(source.shape[2]))
 
     def _traces(
         self,
         kind: Kind,
         columns: Tensor,
         mask: Tensor,
-        found: torch_select.Scan,
+        statistics: torch_select.Scan,
         settings: torch_select.Settings,
         mass: Tensor | None,
         vocabulary: int,
     ) -> Traces:
-        log_probs, normalizers = torch_ops.take(kind, columns, mask, found, settings)
+        log_probs, normalizers = torch_ops.take(kind, columns, mask, statistics, settings)
         if mass is None:
             mass = log_probs.detach().exp().sum(1)
         return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
@@ -259,10 +259,10 @@ class TorchBackend(Backend):
         if cost_bound is None and cost.numel() and look:
             cost_bound = float(cost.detach().abs().amax())
         safe = cost_bound is not None and cost_bound <= SAFE_EXPONENT * epsilon
-        found = Sinkhorn.apply(  # type: ignore[no-untyped-call]
+        outputs = Sinkhorn.apply(  # type: ignore[no-untyped-call]
             cost.to(dtype), a.to(dtype), b.to(dtype), epsilon, n_iter, tol, safe
         )
-        return Transport(*found)
+        return Transport(*outputs)
 
     @_full_precision
     def emd(self, cost: Tensor, a: Tensor, b: Tensor) -> Transport:

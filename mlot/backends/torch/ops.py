@@ -28,16 +28,18 @@ def scan(kind: Kind, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
     return Scan(top, log_totals, scale if settings.standardize else None, mass if sums else None)
 
 
-def take(kind: Kind, columns: Tensor, mask: Tensor, found: Scan, settings: Settings) -> tuple[Tensor, Tensor]:
+def take(
+    kind: Kind, columns: Tensor, mask: Tensor, statistics: Scan, settings: Settings
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of given columns, and normalisers, with gradients for the source."""
     if not torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] = torch_select.Take.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), columns, mask, found, settings, *kind.tensors
+            kind.forget(), columns, mask, statistics, settings, *kind.tensors
         )
         return result
-    scale = found.top.new_empty(0) if found.scale is None else found.scale
+    scale = statistics.top.new_empty(0) if statistics.scale is None else statistics.scale
     taken: tuple[Tensor, Tensor] = _take(
-        *_flat(kind), columns, mask, found.top, found.log_totals, scale, *settings
+        *_flat(kind), columns, mask, statistics.top, statistics.log_totals, scale, *settings
     )
     return taken
 
@@ -142,13 +144,13 @@ def _scan(
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = _rows(first, weight, bias, softcap, head_scale)
-    found = torch_select.scan(rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums)
-    nothing = found.top.new_empty(0)
+    statistics = torch_select.scan(rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums)
+    nothing = statistics.top.new_empty(0)
     return (
-        found.top,
-        found.log_totals,
-        nothing if found.scale is None else found.scale,
-        nothing.clone() if found.mass is None else found.mass,
+        statistics.top,
+        statistics.log_totals,
+        nothing if statistics.scale is None else statistics.scale,
+        nothing.clone() if statistics.mass is None else statistics.mass,
     )
 
 
@@ -184,9 +186,11 @@ def _take(
     extra: Sequence[float],
     standardize: bool,
 ) -> tuple[Tensor, Tensor]:
-    found = Scan(top, log_totals, scale if standardize else None, None)
+    statistics = Scan(top, log_totals, scale if standardize else None, None)
     rows = _rows(first, weight, bias, softcap, head_scale)
-    return torch_select.take(rows, columns, mask, found, Settings(temperature, tuple(extra), standardize))
+    return torch_select.take(
+        rows, columns, mask, statistics, Settings(temperature, tuple(extra), standardize)
+    )
 
 
 @_take.register_fake

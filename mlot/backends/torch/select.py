@@ -61,9 +61,9 @@ def scan(rows: RowSource, mask: Tensor, settings: Settings, *, sums: bool) -> Sc
         if scale is not None:
             deviation = _scale(logits, rows.dtype)
             scale[where] = torch.where(valid, deviation.squeeze(-1), 1)
-        found, weighted = reduce_columns(logits, deviation, valid, rows.dtype, settings, sums)
+        totals, weighted = reduce_columns(logits, deviation, valid, rows.dtype, settings, sums)
         top[where] = torch.where(valid, highest, 0)
-        log_totals[(slice(None), *where)] = torch.where(valid, found, 0)
+        log_totals[(slice(None), *where)] = torch.where(valid, totals, 0)
         if mass is not None and weighted is not None:
             mass[where[0]] += weighted
     return Scan(top, log_totals, scale, mass)
@@ -122,25 +122,25 @@ def reduce_columns(
     sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """N at every temperature, and column sums, of one block."""
-    found = [torch.empty(0)] * (1 + len(settings.extra))
+    totals = [torch.empty(0)] * (1 + len(settings.extra))
     doubled = _doubled(settings)
     for n, temperature in enumerate(settings.extra, start=1):
         if n != doubled:
-            found[n] = -_softmax(logits, deviation, temperature, dtype).amax(-1).log_()
+            totals[n] = -_softmax(logits, deviation, temperature, dtype).amax(-1).log_()
     lead = settings.extra[doubled - 1] if doubled else settings.temperature
     weights = _softmax(logits, deviation, lead, dtype)
-    found[doubled] = -weights.amax(-1).log_()  # the probability of the largest logit is 1 / total
+    totals[doubled] = -weights.amax(-1).log_()  # the probability of the largest logit is 1 / total
     total = None
     if doubled:
         total = weights.square_().sum(-1)
-        found[0] = 2 * found[doubled] + total.log()
+        totals[0] = 2 * totals[doubled] + total.log()
     weighted = None
     if sums:
         if not torch_rows.can_look(valid.device):
             weights.masked_fill_(~valid[..., None], 0)  # excluded rows may hold anything
         shares = torch.where(valid, 1 if total is None else 1 / total, 0).to(dtype)
         weighted = torch.bmm(shares[:, None, :], weights).squeeze(1)
-    return torch.stack(found), weighted
+    return torch.stack(totals), weighted
 
 
 def _doubled(settings: Settings) -> int:
@@ -180,11 +180,15 @@ def heaviest_columns(mass: Tensor, k: int) -> Tensor:
 
 
 def take(
-    rows: RowSource, columns: Tensor, mask: Tensor, found: Scan, settings: Settings
+    rows: RowSource, columns: Tensor, mask: Tensor, statistics: Scan, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``(B, T, k)`` of given columns, and normalisers ``(B, T, n)``."""
     return normalized(
-        rows.columns(columns).sub_(found.top[..., None]), found.log_totals, found.scale, mask, settings
+        rows.columns(columns).sub_(statistics.top[..., None]),
+        statistics.log_totals,
+        statistics.scale,
+        mask,
+        settings,
     )
 
 
@@ -246,13 +250,15 @@ class Take(torch.autograd.Function):
         kind: Kind,
         columns: Tensor,
         mask: Tensor,
-        found: Scan,
+        statistics: Scan,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(columns, mask, found.top, found.log_totals, found.scale, *tensors)
+        ctx.save_for_backward(
+            columns, mask, statistics.top, statistics.log_totals, statistics.scale, *tensors
+        )
         ctx.kind, ctx.settings = kind, settings
-        return take(kind.rows(tensors), columns, mask, found, settings)
+        return take(kind.rows(tensors), columns, mask, statistics, settings)
 
     @staticmethod
     @once_differentiable
