@@ -9,13 +9,16 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "mlot.traces.1"
+from mlot import _checks
+
+FORMAT = "mlot.traces.2"
 TRACE_FIELDS = ("columns", "log_probs", "log_normalizers", "column_mass", "mask")
 #: How the name of a file ends that is still being written.
 PARTIAL = ".partial"
@@ -33,7 +36,9 @@ def write_fields(
     if dtype is not None:
         stored = {name: arrays[name].astype(DTYPES[dtype]) for name in ("log_probs", "log_normalizers")}
         arrays = arrays | stored
-    metadata = {"mlot": json.dumps({"format": FORMAT, **header})}
+    header = {"format": FORMAT, **header}
+    header["digest"] = _digest(header, arrays)
+    metadata = {"mlot": json.dumps(header)}
     write_atomically(Path(path), serialize(arrays, metadata=metadata))
 
 
@@ -46,7 +51,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     content = path.read_bytes()
     try:
         return _parse(content, module)
-    except (KeyError, TypeError, UnicodeDecodeError, ValueError, module_error()) as error:
+    except (KeyError, TypeError, UnicodeDecodeError, ValueError, OverflowError, module_error()) as error:
         raise ValueError(f"path: {str(path)!r} is damaged or no file of traces: {error!r}") from error
 
 
@@ -77,7 +82,22 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
     columns, vocabulary = arrays["columns"], int(header["vocab_size"])
     if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:
         raise ValueError(f"columns: expected 0 to {vocabulary - 1}, got {columns.min()} to {columns.max()}")
+    _checks.count("vocab_size", header["vocab_size"])
+    _checks.temperatures(header["temperature"], header["extra_temperatures"])
+    _checks.flag("standardize", header["standardize"])
+    if header.pop("digest") != _digest(header, arrays):
+        raise ValueError("digest: expected that of what was written, got another")
     return header, {name: arrays[name] for name in TRACE_FIELDS}
+
+
+def _digest(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Digest of what a file says."""
+    digest = blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    for name in TRACE_FIELDS:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,13 @@ class Layout:
 _BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "BOOL": 1}
 
 
+def _loads(text: bytes | str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("header: nested too deeply") from error
+
+
 def read_layout(file: BinaryIO, size: int) -> Layout:
     """Read the header of a safetensors file of ``size`` bytes, which must be what the header promises.
 
@@ -105,10 +132,10 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 + length:
         raise ValueError(f"size: expected at least {8 + length} bytes, got {size}")
-    header = json.loads(file.read(length))
+    header = _loads(file.read(length))
     if not isinstance(header, dict):
         raise TypeError(f"header: expected a dict, got {type(header).__name__}")
-    metadata = json.loads(header.pop("__metadata__")["mlot"])
+    metadata = _loads(header.pop("__metadata__")["mlot"])
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata: expected a dict, got {type(metadata).__name__}")
     arrays, end = {}, 8 + length

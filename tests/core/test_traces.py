@@ -138,7 +138,7 @@ DAMAGE = {
     "text": lambda content: b"These are no traces.",
     "another safetensors file": lambda content: save({"weight": np.zeros(3)}),
     "another safetensors file with notes": lambda content: save({"weight": np.zeros(3)}, {"format": "pt"}),
-    "a later format": lambda content: content.replace(b"mlot.traces.1", b"mlot.traces.9"),
+    "a later format": lambda content: content.replace(b"mlot.traces.2", b"mlot.traces.9"),
     "a field missing": lambda content: content.replace(b'"column_mass"', b'"column_mess"'),
     "sizes that contradict": lambda content: content + b"\0",
 }
@@ -244,3 +244,47 @@ def test_without_safetensors(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert all("safetensors" in line and 'pip install "mlot[io]"' in line for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_changed_byte_is_read_as_something_else(tmp_path: Path) -> None:
+    """A change of any byte is refused, or was one of white space."""
+    path = _saved(tmp_path)
+    content, good = path.read_bytes(), traces_of("numpy")
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(content), size=300).tolist():
+        path.write_bytes(content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :])
+        try:
+            read = mlot.Traces.load(path)
+        except ValueError:
+            continue
+        assert repr(read) == repr(good)
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(read, name), getattr(good, name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": float("nan")},
+        {"temperature": -1.0},
+        {"vocab_size": 1e30},
+        {"vocab_size": True},
+        {"extra_temperatures": [[[2.0]]]},
+        {"standardize": "no"},
+    ],
+)
+def test_a_header_is_checked(change: dict, tmp_path: Path) -> None:
+    path = _saved(tmp_path)
+    header = _header(path) | change
+    good = {name: np.ascontiguousarray(getattr(traces_of("numpy"), name)) for name in FIELDS}
+    path.write_bytes(save(good, {"mlot": json.dumps(header)}))
+    with pytest.raises(ValueError, match=r"^path: .*teacher' is damaged or no file of traces: "):
+        mlot.Traces.load(path)
+
+
+def test_nesting_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "teacher"
+    text = b"[" * 200_000
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        mlot.Traces.load(path)
