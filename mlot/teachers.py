@@ -78,9 +78,9 @@ def multi_teacher_ot(
     .. math:: \mathcal L = \sum_m w_m \mathcal L_m
 
     with the loss :math:`\mathcal L_m` of eqs. (10)-(20) for each teacher, as `multi_level_ot` computes it.
-    The student's vocabulary is walked over once, forward and backward, for all teachers whose settings have
+    The student's vocabulary is passed over once, forward and backward, for all teachers whose settings have
     the same ``temperature`` and ``standardize`` (which decide what its heaviest columns are); what other
-    temperatures need is found in the same walk.
+    temperatures need is computed in the same pass.
 
     Args:
         student: logits ``(B, T_s, V_s)``, a `LinearHead`, or `Traces` that serve every teacher's settings.

@@ -8,18 +8,26 @@ import torch
 from torch import Tensor
 
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.rows import HeadRows, Kind, RowSource
+from mlot.backends.torch.rows import HeadRows, RowSource, SourceLayout
 from mlot.backends.torch.select import Settings
-from mlot.distributed._place import Place
-from mlot.distributed._selection import RowStatistics, back, log_probability, scan, whole_precision
+from mlot.distributed._partition import VocabularyPartition
+from mlot.distributed._selection import (
+    GlobalStatistics,
+    full_precision_rows,
+    global_statistics,
+    local_gradients,
+    log_probability,
+)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def log_probs_at(kind: Kind, place: Place, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def log_probs_at(
+    layout: SourceLayout, partition: VocabularyPartition, ids: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
     """Log-probabilities ``(B, T, K)`` of tokens of the whole vocabulary; minus infinity where none counts."""
     with torch.autocast(mask.device.type, enabled=False):
         log_probs: Tensor = _LogProbsAt.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), place, ids, mask, Settings(temperature, (), False), *kind.tensors
+            layout.without_tensors(), partition, ids, mask, Settings(temperature, (), False), *layout.tensors
         )
         return log_probs
 
@@ -30,22 +38,22 @@ class _LogProbsAt(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kind: Kind,
-        place: Place,
+        layout: SourceLayout,
+        partition: VocabularyPartition,
         ids: Tensor,
         mask: Tensor,
         settings: Settings,
         *tensors: Tensor | None,
     ) -> Tensor:
-        rows = kind.rows(tensors)
-        statistics = scan(rows, place, mask, settings)
+        rows = layout.rows(tensors)
+        statistics = global_statistics(rows, partition, mask, settings)
         listed = mask[..., None] & (ids >= 0)
-        here, index = place.locate(ids)
+        here, index = partition.locate(ids)
         top = statistics.top[..., None]
         picked = _picked(rows, index) if rows.shape[2] else torch.zeros_like(top).expand(ids.shape)
-        below = place.total(torch.where(here & listed, picked - top, 0))
+        below = partition.total(torch.where(here & listed, picked - top, 0))
         ctx.save_for_backward(ids, listed, mask, statistics.top, statistics.log_totals, *tensors)
-        ctx.kind, ctx.place, ctx.settings = kind, place, settings
+        ctx.layout, ctx.partition, ctx.settings = layout, partition, settings
         log_probs = below / settings.temperature - statistics.log_totals[0][..., None]
         return log_probs.masked_fill_(~listed, -torch.inf)
 
@@ -53,8 +61,12 @@ class _LogProbsAt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         ids, listed, mask, top, log_totals, *tensors = ctx.saved_tensors
-        statistics, place, settings = RowStatistics(top, log_totals, None, None), ctx.place, ctx.settings
-        here, index = place.locate(ids)
+        statistics, partition, settings = (
+            GlobalStatistics(top, log_totals, None, None),
+            ctx.partition,
+            ctx.settings,
+        )
+        here, index = partition.locate(ids)
         bar = bar.masked_fill(~listed, 0) / settings.temperature
         total, hit = -bar.sum(-1, keepdim=True), torch.where(here, bar, 0)
 
@@ -62,8 +74,10 @@ class _LogProbsAt(torch.autograd.Function):
             piece = log_probability(logits, where, statistics, settings, 0).exp_().mul_(total[where])
             return piece.scatter_add_(-1, index[where], hit[where]) if logits.shape[-1] else piece
 
-        rows = whole_precision(ctx.kind, tensors)
-        gradients = back(rows, place, mask, ctx.needs_input_grad[5:], slope, statistics, tensors)
+        rows = full_precision_rows(ctx.layout, tensors)
+        gradients = local_gradients(
+            rows, partition, mask, ctx.needs_input_grad[5:], slope, statistics, tensors
+        )
         return (None, None, None, None, None, *gradients)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mlot import _arguments, _checks
 from mlot._composite import Composite, arrays_of
-from mlot.backends.torch.rows import Kind
+from mlot.backends.torch.rows import SourceLayout
 from mlot.backends.torch.select import Settings
 from mlot.distributed import _losses, _selection
 from mlot.distributed._fsdp import is_dtensor
-from mlot.distributed._place import Place, agree_on_sizes, rank_in
+from mlot.distributed._partition import VocabularyPartition, agree_on_sizes, rank_in
 from mlot.sources import LinearHead
 from mlot.traces import Traces
 
@@ -68,7 +68,7 @@ class VocabShard(Composite):
     local: Tensor | LinearHead
     group: Any = None
     sizes: Sequence[int] | None = None
-    _place: Place = field(init=False, repr=False)
+    _partition: VocabularyPartition = field(init=False, repr=False)
 
     _whole: ClassVar[bool] = False
     _scores: ClassVar[bool] = True
@@ -92,13 +92,13 @@ class VocabShard(Composite):
         if self.sizes is None:
             first = arrays_of(self.local)[0]
             batch, length, width = self.local.shape
-            place = agree_on_sizes((batch, length, width), first.dtype, first.device, self.group)
+            partition = agree_on_sizes((batch, length, width), first.dtype, first.device, self.group)
         else:
-            place = self._place_by_sizes()
-        object.__setattr__(self, "sizes", place.sizes)
-        object.__setattr__(self, "_place", place)
+            partition = self._partition_by_sizes()
+        object.__setattr__(self, "sizes", partition.sizes)
+        object.__setattr__(self, "_partition", partition)
 
-    def _place_by_sizes(self) -> Place:
+    def _partition_by_sizes(self) -> VocabularyPartition:
         rank, world = rank_in(self.group)
         sizes = self.sizes
         assert sizes is not None
@@ -113,7 +113,7 @@ class VocabShard(Composite):
                 f"sizes: expected {self.local.shape[2]}, the width of local, for rank {rank}, "
                 f"got {sizes[rank]}"
             )
-        return Place(self.group, rank, tuple(sizes))
+        return VocabularyPartition(self.group, rank, tuple(sizes))
 
     @staticmethod
     def from_dtensor(logits: Tensor) -> VocabShard:
@@ -147,7 +147,7 @@ class VocabShard(Composite):
     def shape(self) -> tuple[int, int, int]:
         """Shape ``(B, T, V)``, with the whole vocabulary."""
         batch, length, _ = self.local.shape
-        return int(batch), int(length), self._place.vocabulary
+        return int(batch), int(length), self._partition.vocabulary
 
     def map(self, function: Callable[[Any], Any]) -> VocabShard:
         """Return the same with ``function`` applied to every array of this process."""
@@ -192,7 +192,9 @@ class VocabShard(Composite):
                 raise ValueError(
                     f"columns: expected 0 to {self.shape[2] - 1}, got {low if low < 0 else high}"
                 )
-        traces: Traces = _selection.take(Kind(self.local), self._place, columns, mask, settings)
+        traces: Traces = _selection.traces_of(
+            SourceLayout(self.local), self._partition, columns, mask, settings
+        )
         return traces
 
     # -- what the library asks of a source ---------------------------------------------------------------
@@ -214,17 +216,21 @@ class VocabShard(Composite):
         standardize: bool,
     ) -> Traces:
         settings = Settings(temperature, extra_temperatures, standardize)
-        traces: Traces = _selection.select(Kind(self.local), self._place, mask, k, settings)
+        traces: Traces = _selection.select_columns(
+            SourceLayout(self.local), self._partition, mask, k, settings
+        )
         return traces
 
     def _log_probs_at(self, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        log_probs: Tensor = _losses.log_probs_at(Kind(self.local), self._place, ids, mask, temperature)
+        log_probs: Tensor = _losses.log_probs_at(
+            SourceLayout(self.local), self._partition, ids, mask, temperature
+        )
         return log_probs
 
     def _logits_at(self, b: Tensor, t: Tensor) -> Tensor:
-        kind = Kind(self.local)
-        rows = kind.rows(tuple(None if x is None else x.detach() for x in kind.tensors))
-        return self._place.gather(rows.read((b, t)).to(rows.dtype), self._place.sizes)
+        layout = SourceLayout(self.local)
+        rows = layout.rows(tuple(None if x is None else x.detach() for x in layout.tensors))
+        return self._partition.gather(rows.read((b, t)).to(rows.dtype), self._partition.sizes)
 
 
 def _without(temperature: float, extra: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Several teachers: the weighted sum of what each gives, from one walk over the student's vocabulary."""
+"""Several teachers: the weighted sum of what each gives, from one pass over the student's vocabulary."""
 
 from __future__ import annotations
 
@@ -116,17 +116,17 @@ def test_so_is_its_gradient(seed: int, count: int, head: bool) -> None:
 
 
 @pytest.mark.parametrize(("backend", "kind"), [("numpy", NumpyBackend), ("torch", TorchBackend)])
-def test_the_student_is_walked_over_once(backend: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_is_passed_over_once(backend: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each setting that decides which of its columns are heaviest, whatever the number of teachers."""
     on = torch.from_numpy if backend == "torch" else np.asarray
     rng = np.random.default_rng(0)
     student = on(rng.normal(size=(2, 6, 25)))
-    walks = []
+    passes = []
     select = kind.select
 
     def counted(self, source, mask, **settings):
         if source is student:
-            walks.append(settings)
+            passes.append(settings)
         return select(self, source, mask, **settings)
 
     monkeypatch.setattr(kind, "select", counted)
@@ -135,22 +135,24 @@ def test_the_student_is_walked_over_once(backend: str, kind: type, monkeypatch: 
         for width, k, tau in ((12, 4, 2.0), (30, 9, 3.0), (3, 5, 2.0))
     ]  # fmt: skip
     mlot.multi_teacher_ot(student, teachers)
-    assert [(walk["k"], walk["extra_temperatures"]) for walk in walks] == [(12, (2.0, 3.0))]
+    assert [(given["k"], given["extra_temperatures"]) for given in passes] == [(12, (2.0, 3.0))]
     other = mlot.Teacher(teachers[0].source, config=mlot.MultiLevelOTConfig(k=4, temperature=0.5))
     mlot.multi_teacher_ot(student, [*teachers, other, other])
-    assert [walk["temperature"] for walk in walks[1:]] == [1.0, 0.5]
+    assert [given["temperature"] for given in passes[1:]] == [1.0, 0.5]
 
 
-def test_backward_walks_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_passes_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlot.backends.torch import select as torch_select
 
-    walks = []
-    back = torch_select.take_back
-    monkeypatch.setattr(torch_select, "take_back", lambda *a, **k: (walks.append(1), back(*a, **k))[1])
+    passes = []
+    back = torch_select.gather_columns_backward
+    monkeypatch.setattr(
+        torch_select, "gather_columns_backward", lambda *a, **k: (passes.append(1), back(*a, **k))[1]
+    )
     student = torch.randn(2, 6, 25, requires_grad=True)
     teachers = [mlot.Teacher(torch.randn(2, 5, 30)) for _ in range(3)]
     mlot.multi_teacher_ot(student, teachers, config=mlot.MultiLevelOTConfig(k=4)).loss.backward()
-    assert len(walks) == 1
+    assert len(passes) == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

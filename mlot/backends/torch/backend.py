@@ -24,7 +24,7 @@ from mlot.backends.torch import select as torch_select
 from mlot.backends.torch import text as torch_text
 from mlot.backends.torch import topk as torch_topk
 from mlot.backends.torch.costs import PairwiseL1, log_cost
-from mlot.backends.torch.rows import Kind, compute_dtype
+from mlot.backends.torch.rows import SourceLayout, compute_dtype
 from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan, where_used
 from mlot.backends.torch.uld import Uld
 from mlot.sources import Predictions
@@ -125,12 +125,12 @@ class TorchBackend(Backend):
         standardize: bool,
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
-        kind = Kind(source)
-        statistics = torch_ops.scan(kind, mask, settings, sums=True)
+        layout = SourceLayout(source)
+        statistics = torch_ops.row_statistics(layout, mask, settings, sums=True)
         assert statistics.mass is not None
         columns = torch_select.heaviest_columns(statistics.mass, k)
         mass = statistics.mass.gather(1, columns)
-        return self._traces(kind, columns, mask, statistics, settings, mass, int(source.shape[2]))
+        return self._traces(layout, columns, mask, statistics, settings, mass, int(source.shape[2]))
 
     @_full_precision
     def select_sparse(
@@ -156,21 +156,21 @@ class TorchBackend(Backend):
         standardize: bool,
     ) -> Traces:
         settings = torch_select.Settings(temperature, extra_temperatures, standardize)
-        kind = Kind(source)
-        statistics = torch_ops.scan(kind, mask, settings, sums=False)
-        return self._traces(kind, columns, mask, statistics, settings, None, int(source.shape[2]))
+        layout = SourceLayout(source)
+        statistics = torch_ops.row_statistics(layout, mask, settings, sums=False)
+        return self._traces(layout, columns, mask, statistics, settings, None, int(source.shape[2]))
 
     def _traces(
         self,
-        kind: Kind,
+        layout: SourceLayout,
         columns: Tensor,
         mask: Tensor,
-        statistics: torch_select.Scan,
+        statistics: torch_select.RowStatistics,
         settings: torch_select.Settings,
         mass: Tensor | None,
         vocabulary: int,
     ) -> Traces:
-        log_probs, normalizers = torch_ops.take(kind, columns, mask, statistics, settings)
+        log_probs, normalizers = torch_ops.kept_log_probs(layout, columns, mask, statistics, settings)
         if mass is None:
             mass = log_probs.detach().exp().sum(1)
         return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
@@ -306,15 +306,15 @@ class TorchBackend(Backend):
             b, i, j, valid = b[valid], i[valid], j[valid], valid[valid]
         elif 0 in (student.shape[1], teacher.shape[1]):
             b, i, j, valid = b[:0], i[:0], j[:0], valid[:0]
-        kinds = Kind(student), Kind(teacher)
+        layouts = SourceLayout(student), SourceLayout(teacher)
         # What was made in inference mode cannot be saved for the way back.
         tensors = tuple(
             x.clone() if x is not None and x.is_inference() else x
-            for x in (*kinds[0].tensors, *kinds[1].tensors)
+            for x in (*layouts[0].tensors, *layouts[1].tensors)
         )
         index = (b, i.clamp(min=0), j.clamp(min=0))
         distances: Tensor = Uld.apply(  # type: ignore[no-untyped-call]
-            kinds[0].forget(), kinds[1].forget(), valid, index, *tensors
+            layouts[0].without_tensors(), layouts[1].without_tensors(), valid, index, *tensors
         )
         return distances.new_zeros(len(pairs)).index_add(0, b, distances)
 

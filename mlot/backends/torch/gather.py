@@ -1,6 +1,6 @@
 """Log-probabilities of listed tokens, which differ by position: labels, or sparse targets.
 
-One walk over the rows forward and one back; computed in float32 at least, and no copy of the logits is made.
+One pass over the rows forward and one back; computed in float32 at least, and no copy of the logits is made.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.rows import Kind, RowSource, walk, walk_back
+from mlot.backends.torch.rows import RowSource, SourceLayout, row_blocks, source_gradients
 
 
 def log_probs_at(rows: RowSource, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
@@ -20,7 +20,7 @@ def log_probs_at(rows: RowSource, ids: Tensor, mask: Tensor, temperature: float)
     .. math:: \log p_u = (z_u - m)/\tau - \log \sum_v e^{(z_v - m)/\tau}
     """
     log_probs = torch.full(ids.shape, -torch.inf, dtype=rows.dtype, device=mask.device)
-    for where, logits in walk(rows, mask):
+    for where, logits in row_blocks(rows, mask):
         listed = ids[where]
         below = logits.gather(-1, listed.clamp(min=0)).to(rows.dtype)
         below -= logits.amax(-1, keepdim=True)
@@ -42,7 +42,7 @@ def log_probs_at_back(
         piece.scatter_add_(-1, ids[where].clamp(min=0), bar[where])
         return piece
 
-    return walk_back(rows, mask, wanted, slope)
+    return source_gradients(rows, mask, wanted, slope)
 
 
 def _softmax(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -56,15 +56,15 @@ class LogProbsAt(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kind: Kind, ids: Tensor, mask: Tensor, temperature: float, *tensors: Tensor | None
+        ctx: Any, layout: SourceLayout, ids: Tensor, mask: Tensor, temperature: float, *tensors: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(ids, mask, *tensors)
-        ctx.kind, ctx.temperature = kind, temperature
-        return log_probs_at(kind.rows(tensors), ids, mask, temperature)
+        ctx.layout, ctx.temperature = layout, temperature
+        return log_probs_at(layout.rows(tensors), ids, mask, temperature)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         ids, mask, *tensors = ctx.saved_tensors
-        rows, wanted = ctx.kind.rows(tuple(tensors)), ctx.needs_input_grad[4:]
+        rows, wanted = ctx.layout.rows(tuple(tensors)), ctx.needs_input_grad[4:]
         return (None, None, None, None, *log_probs_at_back(rows, wanted, ids, mask, ctx.temperature, bar))

@@ -99,8 +99,8 @@ def row_gradient(
     mask: Tensor,
     top: Tensor,
     totals: Tensor,
-    pull: Tensor,
-    share: Tensor,
+    coefficient: Tensor,
+    extra_coefficient: Tensor,
     temperatures: tuple[float, ...],
 ) -> Tensor:
     """Gradient of the logits but for the kept columns, in their type; zero where masked out."""
@@ -113,8 +113,8 @@ def row_gradient(
             mask.contiguous(),
             top,
             totals,
-            pull.contiguous(),
-            share.contiguous(),
+            coefficient.contiguous(),
+            extra_coefficient.contiguous(),
             gradient,
             *logits.stride()[:2],
             batch * length,

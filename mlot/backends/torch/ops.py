@@ -1,6 +1,6 @@
-"""The walks over a vocabulary as operations: autograd functions, and what torch.compile sees in their place.
+"""The passes over a vocabulary as operations: autograd functions, and what torch.compile sees in their place.
 
-A walk loops over slices whose number depends on sizes and masks, which a compiler should neither unroll nor
+A pass loops over slices whose number depends on sizes and masks, which a compiler should neither unroll nor
 guard on. While compiling, each is one opaque operation with its shapes and its gradient declared, so that a
 loss compiles into one graph. The annotations below are the schemas, hence no postponed evaluation of them.
 """
@@ -14,32 +14,32 @@ from torch import Tensor
 from mlot._composite import Composite
 from mlot.backends.torch import gather as torch_gather
 from mlot.backends.torch import select as torch_select
-from mlot.backends.torch.rows import Kind, RowSource, compute_dtype
-from mlot.backends.torch.select import Scan, Settings
+from mlot.backends.torch.rows import RowSource, SourceLayout, compute_dtype
+from mlot.backends.torch.select import RowStatistics, Settings
 from mlot.sources import LinearHead
 
 
-def scan(kind: Kind, mask: Tensor, settings: Settings, *, sums: bool) -> Scan:
+def row_statistics(layout: SourceLayout, mask: Tensor, settings: Settings, *, sums: bool) -> RowStatistics:
     """Normalisers and, if wanted, column sums of a source; no gradient."""
     if not torch.compiler.is_compiling():
         with torch.no_grad():
-            return torch_select.scan(kind.rows(kind.tensors), mask, settings, sums=sums)
-    top, log_totals, scale, mass = _scan(*_detached(kind), mask, *settings, sums)
-    return Scan(top, log_totals, scale if settings.standardize else None, mass if sums else None)
+            return torch_select.reduce_rows(layout.rows(layout.tensors), mask, settings, sums=sums)
+    top, log_totals, deviation, mass = _row_statistics(*_detached(layout), mask, *settings, sums)
+    return RowStatistics(top, log_totals, deviation if settings.standardize else None, mass if sums else None)
 
 
-def take(
-    kind: Kind, columns: Tensor, mask: Tensor, statistics: Scan, settings: Settings
+def kept_log_probs(
+    layout: SourceLayout, columns: Tensor, mask: Tensor, statistics: RowStatistics, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of given columns, and normalisers, with gradients for the source."""
     if not torch.compiler.is_compiling():
-        result: tuple[Tensor, Tensor] = torch_select.Take.apply(  # type: ignore[no-untyped-call]
-            kind.forget(), columns, mask, statistics, settings, *kind.tensors
+        result: tuple[Tensor, Tensor] = torch_select.GatherColumns.apply(  # type: ignore[no-untyped-call]
+            layout.without_tensors(), columns, mask, statistics, settings, *layout.tensors
         )
         return result
-    scale = statistics.top.new_empty(0) if statistics.scale is None else statistics.scale
-    taken: tuple[Tensor, Tensor] = _take(
-        *_flat(kind), columns, mask, statistics.top, statistics.log_totals, scale, *settings
+    deviation = statistics.top.new_empty(0) if statistics.deviation is None else statistics.deviation
+    taken: tuple[Tensor, Tensor] = _kept_log_probs(
+        *_flat(layout), columns, mask, statistics.top, statistics.log_totals, deviation, *settings
     )
     return taken
 
@@ -52,14 +52,14 @@ def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperat
     if isinstance(source, Composite) and source._scores:
         own: Tensor = source._log_probs_at(ids, mask, temperature)
         return own
-    kind = Kind(source)  # type: ignore[arg-type]
+    layout = SourceLayout(source)  # type: ignore[arg-type]
     with torch.autocast(device_type=mask.device.type, enabled=False):
         if not torch.compiler.is_compiling():
             result: Tensor = torch_gather.LogProbsAt.apply(  # type: ignore[no-untyped-call]
-                kind.forget(), ids, mask, temperature, *kind.tensors
+                layout.without_tensors(), ids, mask, temperature, *layout.tensors
             )
             return result
-        log_probs: Tensor = _log_probs_at(*_flat(kind), ids, mask, temperature)
+        log_probs: Tensor = _log_probs_at(*_flat(layout), ids, mask, temperature)
         return log_probs
 
 
@@ -74,14 +74,14 @@ def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> 
 _Flat = tuple[Tensor, Tensor | None, Tensor | None, float | None, float | None]
 
 
-def _flat(kind: Kind) -> _Flat:
-    first, weight, bias = (*kind.tensors, None, None)[:3]
+def _flat(layout: SourceLayout) -> _Flat:
+    first, weight, bias = (*layout.tensors, None, None)[:3]
     assert first is not None
-    return first, weight, bias, kind.softcap, kind.scale
+    return first, weight, bias, layout.softcap, layout.scale
 
 
-def _detached(kind: Kind) -> _Flat:
-    first, weight, bias, softcap, scale = _flat(kind)
+def _detached(layout: SourceLayout) -> _Flat:
+    first, weight, bias, softcap, scale = _flat(layout)
     return (
         first.detach(),
         None if weight is None else weight.detach(),
@@ -94,7 +94,7 @@ def _detached(kind: Kind) -> _Flat:
 def _rows(
     first: Tensor, weight: Tensor | None, bias: Tensor | None, softcap: float | None, scale: float | None
 ) -> RowSource:
-    return Kind(first if weight is None else LinearHead(first, weight, bias, softcap, scale)).rows(
+    return SourceLayout(first if weight is None else LinearHead(first, weight, bias, softcap, scale)).rows(
         (first,) if weight is None else (first, weight, bias)
     )
 
@@ -127,11 +127,11 @@ def _fake_gradients(
     ]
 
 
-# -- scan ------------------------------------------------------------------------------------------------
+# -- statistics of rows ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mlot::scan", mutates_args=())
-def _scan(
+@torch.library.custom_op("mlot::row_statistics", mutates_args=())
+def _row_statistics(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -144,17 +144,19 @@ def _scan(
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = _rows(first, weight, bias, softcap, head_scale)
-    statistics = torch_select.scan(rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums)
+    statistics = torch_select.reduce_rows(
+        rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums
+    )
     nothing = statistics.top.new_empty(0)
     return (
         statistics.top,
         statistics.log_totals,
-        nothing if statistics.scale is None else statistics.scale,
+        nothing if statistics.deviation is None else statistics.deviation,
         nothing.clone() if statistics.mass is None else statistics.mass,
     )
 
 
-@_scan.register_fake
+@_row_statistics.register_fake
 def _(first, weight, bias, softcap, head_scale, mask, temperature, extra, standardize, sums):  # type: ignore[no-untyped-def]
     batch, length = mask.shape
     vocabulary, dtype = _vocabulary(first, weight)
@@ -167,11 +169,11 @@ def _(first, weight, bias, softcap, head_scale, mask, temperature, extra, standa
     )
 
 
-# -- take ------------------------------------------------------------------------------------------------
+# -- kept columns ----------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mlot::take", mutates_args=())
-def _take(
+@torch.library.custom_op("mlot::kept_log_probs", mutates_args=())
+def _kept_log_probs(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -181,19 +183,19 @@ def _take(
     mask: Tensor,
     top: Tensor,
     log_totals: Tensor,
-    scale: Tensor,
+    deviation: Tensor,
     temperature: float,
     extra: Sequence[float],
     standardize: bool,
 ) -> tuple[Tensor, Tensor]:
-    statistics = Scan(top, log_totals, scale if standardize else None, None)
+    statistics = RowStatistics(top, log_totals, deviation if standardize else None, None)
     rows = _rows(first, weight, bias, softcap, head_scale)
-    return torch_select.take(
+    return torch_select.gather_columns(
         rows, columns, mask, statistics, Settings(temperature, tuple(extra), standardize)
     )
 
 
-@_take.register_fake
+@_kept_log_probs.register_fake
 def _(  # type: ignore[no-untyped-def]
     first,
     weight,
@@ -204,7 +206,7 @@ def _(  # type: ignore[no-untyped-def]
     mask,
     top,
     log_totals,
-    scale,
+    deviation,
     temperature,
     extra,
     standardize,
@@ -216,8 +218,8 @@ def _(  # type: ignore[no-untyped-def]
     )
 
 
-@torch.library.custom_op("mlot::take_backward", mutates_args=())
-def _take_backward(
+@torch.library.custom_op("mlot::kept_log_probs_backward", mutates_args=())
+def _kept_log_probs_backward(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -227,7 +229,7 @@ def _take_backward(
     mask: Tensor,
     top: Tensor,
     log_totals: Tensor,
-    scale: Tensor,
+    deviation: Tensor,
     temperature: float,
     extra: Sequence[float],
     standardize: bool,
@@ -235,14 +237,14 @@ def _take_backward(
     nu: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    gradients = torch_select.take_back(
+    gradients = torch_select.gather_columns_backward(
         _rows(first, weight, bias, softcap, head_scale),
         _wanted(weight, wanted),
         columns,
         mask,
         top,
         log_totals,
-        scale if standardize else None,
+        deviation if standardize else None,
         Settings(temperature, tuple(extra), standardize),
         g,
         nu,
@@ -250,25 +252,25 @@ def _take_backward(
     return _three(gradients, first)
 
 
-@_take_backward.register_fake
+@_kept_log_probs_backward.register_fake
 def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
     return _fake_gradients(first, weight, bias, rest[-1])
 
 
-def _take_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, softcap, head_scale, columns, mask, top, log_totals, scale, *settings = inputs
-    ctx.save_for_backward(first, weight, bias, columns, mask, top, log_totals, scale)
+def _kept_log_probs_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first, weight, bias, softcap, head_scale, columns, mask, top, log_totals, deviation, *settings = inputs
+    ctx.save_for_backward(first, weight, bias, columns, mask, top, log_totals, deviation)
     ctx.head, ctx.settings = (softcap, head_scale), settings
 
 
-def _take_gradients(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
+def _kept_log_probs_gradients(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
     first, weight, bias, *rest = ctx.saved_tensors
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
-    gradients = _take_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, g, nu, wanted)
+    gradients = _kept_log_probs_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, g, nu, wanted)
     return (*_given(gradients, wanted), *(None,) * 10)
 
 
-_take.register_autograd(_take_gradients, setup_context=_take_context)
+_kept_log_probs.register_autograd(_kept_log_probs_gradients, setup_context=_kept_log_probs_context)
 
 # -- listed tokens ---------------------------------------------------------------------------------------
 

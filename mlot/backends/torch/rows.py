@@ -1,6 +1,6 @@
 """Reading logits a few rows at a time, from a dense tensor or from a linear head.
 
-Selection and ULD are the only operations that see a full vocabulary. Both walk over slices of rows small
+Selection and ULD are the only operations that see a full vocabulary. Both go over blocks of rows small
 enough to stay in cache, so that no array of the size of the logits is made besides their gradient.
 """
 
@@ -92,7 +92,7 @@ def _pieces(
             yield (slice(b, b + 1), slice(t, end)), (slice(b - b0, b - b0 + 1), slice(t - t0, end - t0))
 
 
-def walk(rows: RowSource, mask: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+def row_blocks(rows: RowSource, mask: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Slices of the valid positions, and their logits."""
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
@@ -100,7 +100,7 @@ def walk(rows: RowSource, mask: Tensor) -> Iterator[tuple[tuple[slice, slice], T
             yield where, logits[inside]
 
 
-def walk_back(
+def source_gradients(
     rows: RowSource,
     mask: Tensor,
     wanted: tuple[bool, ...],
@@ -118,8 +118,8 @@ def walk_back(
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
         for where, inside in _pieces(chunk, rows.slice_rows()):
-            piece = slope(where, logits[inside], gradient.place(where) if in_place else None)
-            piece = rows.pull_back(logits[inside], piece)
+            piece = slope(where, logits[inside], gradient.writable(where) if in_place else None)
+            piece = rows.through_activation(logits[inside], piece)
             if not on_host:
                 piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
             gradient.put(where, logits[inside], piece)
@@ -145,7 +145,7 @@ class DenseRows:
     def read(self, where: Where) -> Tensor:
         return self.logits[where]
 
-    def pull_back(self, logits: Tensor, gradient: Tensor) -> Tensor:
+    def through_activation(self, logits: Tensor, gradient: Tensor) -> Tensor:
         """Nothing stands between these logits and their tensor."""
         return gradient
 
@@ -214,7 +214,7 @@ class HeadRows:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
-    def pull_back(self, logits: Tensor, gradient: Tensor) -> Tensor:
+    def through_activation(self, logits: Tensor, gradient: Tensor) -> Tensor:
         """Turn the gradient of the logits into that of ``h W^T + b``, in place."""
         if self.softcap is not None:
             gradient *= 1 - (logits / self.softcap).square_()
@@ -231,15 +231,15 @@ class DenseGradient:
         self.logits = make(rows.logits)
         self.dtype = rows.dtype
 
-    def place(self, where: tuple[slice, slice]) -> Tensor | None:
+    def writable(self, where: tuple[slice, slice]) -> Tensor | None:
         """Where the gradient of some logits can be written at once, if its type allows."""
         return self.logits[where] if self.logits.dtype == self.dtype else None
 
     def put(self, where: tuple[slice, slice], logits: Tensor, gradient: Tensor) -> None:
         """Write the gradient of some logits, if that was not done at once."""
-        place = self.logits[where]
-        if gradient.data_ptr() != place.data_ptr():
-            place.copy_(gradient)
+        own = self.logits[where]
+        if gradient.data_ptr() != own.data_ptr():
+            own.copy_(gradient)
 
     def finish(self, where: Where, gradient: Tensor, valid: Tensor | None) -> None:
         """Nothing is left to do."""
@@ -253,7 +253,7 @@ class DenseGradient:
 
 
 class HeadGradient:
-    """The gradients of a linear head, summed up while its rows are walked over."""
+    """The gradients of a linear head, summed up over the blocks of its rows."""
 
     def __init__(self, rows: HeadRows, wanted: tuple[bool, ...]) -> None:
         self.rows = rows
@@ -262,7 +262,7 @@ class HeadGradient:
         self.weight = torch.zeros_like(rows.weight, dtype=rows.dtype) if weight else None
         self.bias = torch.zeros_like(rows.bias, dtype=rows.dtype) if bias and rows.bias is not None else None
 
-    def place(self, where: tuple[slice, slice]) -> Tensor | None:
+    def writable(self, where: tuple[slice, slice]) -> Tensor | None:
         """Nowhere: the logits are still needed."""
         return None
 
@@ -304,7 +304,7 @@ class HeadGradient:
         )
 
 
-class Kind:
+class SourceLayout:
     """How to make rows of the tensors that an autograd function was given, and gradients for them."""
 
     def __init__(self, source: Tensor | LinearHead) -> None:
@@ -324,9 +324,9 @@ class Kind:
                     "mlot.distributed.VocabShard.from_dtensor"
                 )
 
-    def forget(self) -> Kind:
+    def without_tensors(self) -> SourceLayout:
         """The same without the tensors, for an autograd function to keep."""
-        copy = object.__new__(Kind)
+        copy = object.__new__(SourceLayout)
         copy.softcap, copy.scale, copy.tensors, copy.count = self.softcap, self.scale, (), self.count
         return copy
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlot._composite import Composite, arrays_of
-from mlot.backends.torch.rows import Kind, RowSource, compute_dtype
+from mlot.backends.torch.rows import RowSource, SourceLayout, compute_dtype
 from mlot.backends.torch.topk import tempered
 from mlot.sources import Predictions
 from mlot.text import TextPlan, TextPositions, TextTargets
@@ -79,8 +79,8 @@ class _Teacher:
             self.ids, self.log_probs, self.missing = tempered(source, temperature)
             self.dtype = self.log_probs.dtype
         else:
-            kind = Kind(source)
-            self.rows = kind.rows(tuple(None if x is None else x.detach() for x in kind.tensors))
+            layout = SourceLayout(source)
+            self.rows = layout.rows(tuple(None if x is None else x.detach() for x in layout.tensors))
             self.dtype = self.rows.dtype
 
     def at(self, b: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:

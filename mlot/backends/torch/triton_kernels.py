@@ -1,4 +1,4 @@
-"""Triton kernels: the walks over a vocabulary, and Sinkhorn on small problems.
+"""Triton kernels: the passes over a vocabulary, and Sinkhorn on small problems.
 
 Everything is computed in the type of the normalisers (float32, or float64 for float64 logits); low
 precision is upcast as it is loaded. Factors are constants of a kernel, since Triton passes numbers as
@@ -33,14 +33,14 @@ def row_totals(
     """
     row = tl.program_id(0).to(tl.int64)
     start = logits + (row // length) * stride_b + (row % length) * stride_t
-    kind = top.dtype.element_ty
+    dtype = top.dtype.element_ty
     width = tl.where(tl.load(mask + row) != 0, vocabulary, 0)
-    highest = tl.full((), -float("inf"), kind)
-    first = tl.zeros((), kind)
-    second = tl.zeros((), kind)
+    highest = tl.full((), -float("inf"), dtype)
+    first = tl.zeros((), dtype)
+    second = tl.zeros((), dtype)
     for offset in range(0, width, BLOCK):
         at = offset + tl.arange(0, BLOCK)
-        z = tl.load(start + at, mask=at < width, other=-float("inf")).to(kind)
+        z = tl.load(start + at, mask=at < width, other=-float("inf")).to(dtype)
         above = tl.maximum(highest, tl.max(z, 0))
         reference = tl.where(above == -float("inf"), 0.0, above)
         below = z - reference
@@ -79,12 +79,12 @@ def column_sums(
 ):
     """Sum of each column's probabilities over the valid rows of a sequence.
 
-    One program for each sequence and block of columns, which walks down the rows.
+    One program for each sequence and block of columns, which goes down the rows.
     """
     sequence = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    kind = mass.dtype.element_ty
-    total = tl.zeros((BLOCK,), kind)
+    dtype = mass.dtype.element_ty
+    total = tl.zeros((BLOCK,), dtype)
     for offset in range(0, length, ROWS):
         t = offset + tl.arange(0, ROWS)
         row = sequence * length + t
@@ -93,7 +93,7 @@ def column_sums(
         log_total = tl.load(totals + row, mask=valid, other=0.0)
         inside = valid[:, None] & (columns < vocabulary)[None, :]
         at = sequence * stride_b + t.to(tl.int64)[:, None] * stride_t + columns[None, :]
-        z = tl.load(logits + at, mask=inside, other=-float("inf")).to(kind)
+        z = tl.load(logits + at, mask=inside, other=-float("inf")).to(dtype)
         probs = tl.exp((z - highest[:, None]) * INVERSE - log_total[:, None])
         total += tl.sum(tl.where(inside, probs, 0.0), 0)
     tl.store(mass + sequence * vocabulary + columns, total, mask=columns < vocabulary)
@@ -105,8 +105,8 @@ def row_gradient(
     mask,
     top,
     totals,
-    pull,
-    share,
+    coefficient,
+    extra_coefficient,
     gradient,
     stride_b,
     stride_t,
@@ -118,20 +118,22 @@ def row_gradient(
     EXTRA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of a row but for the kept columns: -p pull + p' share; 0 where the mask excludes it.
+    """Gradient of a row but for the kept columns, -p c + p' c'; 0 where the mask excludes it.
 
     One program for each row and block of columns. The gradient is contiguous.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    kind = top.dtype.element_ty
+    dtype = top.dtype.element_ty
     valid = tl.load(mask + row) != 0
     start = logits + (row // length) * stride_b + (row % length) * stride_t
-    z = tl.load(start + at, mask=(at < vocabulary) & valid, other=-float("inf")).to(kind)
+    z = tl.load(start + at, mask=(at < vocabulary) & valid, other=-float("inf")).to(dtype)
     below = z - tl.load(top + row)
-    value = -tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(pull + row)
+    value = -tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(coefficient + row)
     if EXTRA:
-        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(share + row)
+        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(
+            extra_coefficient + row
+        )
     value = tl.where(valid, value, 0.0)
     tl.store(gradient + row * vocabulary + at, value.to(gradient.dtype.element_ty), mask=at < vocabulary)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.rows import Kind, gradient_of, rows_in_slice
+from mlot.backends.torch.rows import SourceLayout, gradient_of, rows_in_slice
 
 
 class Uld(torch.autograd.Function):
@@ -21,8 +21,8 @@ class Uld(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        student: Kind,
-        teacher: Kind,
+        student: SourceLayout,
+        teacher: SourceLayout,
         valid: Tensor,
         index: tuple[Tensor, Tensor, Tensor],
         *tensors: Tensor | None,
@@ -45,14 +45,14 @@ class Uld(torch.autograd.Function):
                     signs[side].append(_signs(difference, order, flip, valid[piece]))
         kept = [torch.cat(each) if each else None for each in signs]
         ctx.save_for_backward(*kept, *index, valid, *tensors)
-        ctx.kinds = student, teacher
+        ctx.layouts = student, teacher
         return torch.cat(parts) if parts else valid.new_zeros(0, dtype=dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         s_signs, t_signs, b, i, j, valid, *tensors = ctx.saved_tensors
-        student, teacher = ctx.kinds
+        student, teacher = ctx.layouts
         sides = _sides(student, teacher, (b, i, j), tuple(tensors))
         wanted = _wanted(student, ctx.needs_input_grad[4:])
         results: list[Tensor | None] = []
@@ -69,7 +69,7 @@ class Uld(torch.autograd.Function):
                     slope = probs * signs[piece]
                     slope -= probs.mul_(slope.sum(-1, keepdim=True))
                     slope *= bar[piece, None]
-                    slope = rows.pull_back(logits, slope)
+                    slope = rows.through_activation(logits, slope)
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
                     gradient.add(here, slope, None if torch_rows.can_look(valid.device) else valid[piece])
             results += gradient.result()
@@ -77,13 +77,16 @@ class Uld(torch.autograd.Function):
 
 
 def _sides(
-    student: Kind, teacher: Kind, index: tuple[Tensor, Tensor, Tensor], tensors: tuple[Tensor | None, ...]
+    student: SourceLayout,
+    teacher: SourceLayout,
+    index: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor | None, ...],
 ) -> Any:
     b, i, j = index
     return (student.rows(tensors[: student.count]), (b, i)), (teacher.rows(tensors[student.count :]), (b, j))
 
 
-def _wanted(student: Kind, needs: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+def _wanted(student: SourceLayout, needs: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     return needs[: student.count], needs[student.count :]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Place(NamedTuple):
+class VocabularyPartition(NamedTuple):
     """Columns ``start`` to ``start + sizes[rank]`` of a vocabulary that a group of processes shares."""
 
     group: Any
@@ -69,7 +69,7 @@ def rank_in(group: Any) -> tuple[int, int]:
 
 def agree_on_sizes(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, group: Any
-) -> Place:
+) -> VocabularyPartition:
     """Tell each other the shapes ``(B, T, V_rank)``; the same error on every process if they do not fit.
 
     Raises:
@@ -83,4 +83,4 @@ def agree_on_sizes(
     if any(other[:2] != everyone[0][:2] or other[3] != everyone[0][3] for other in everyone):
         listed = "; ".join(f"{tuple(each[:3])} {_DTYPES[each[3]]}" for each in everyone)
         raise ValueError(f"local: expected one batch, length and type on all processes, got {listed}")
-    return Place(group, rank, tuple(each[2] for each in everyone))
+    return VocabularyPartition(group, rank, tuple(each[2] for each in everyone))
