@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from gradients import exact_gradient, finite_differences, implicit_gradient, plan_gradient
+from measure_text import Sides, text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlot
@@ -41,14 +42,9 @@ COLUMNS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(Sides):
     """What both models predict on the texts, padded on the right."""
 
-    student: np.ndarray
-    teacher: np.ndarray
-    student_mask: np.ndarray
-    teacher_mask: np.ndarray
-    pairs: np.ndarray
     ends: tuple[list[np.ndarray], list[np.ndarray]]
 
     def loss(self, pairs: bool = True, first: int | None = None, **settings: Any) -> mlot.MultiLevelOTResult:
@@ -89,7 +85,9 @@ def main() -> None:
     """Train, read, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", help="folder of an earlier run of mlot.distill, in place of training")
-    folder = parser.parse_args().models
+    parser.add_argument("--only", choices=MEASUREMENTS, help="one subject alone")
+    arguments = parser.parse_args()
+    folder = arguments.models
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
@@ -97,6 +95,9 @@ def main() -> None:
             command = [sys.executable, "-m", "mlot.distill", *TRAINING, "--output", folder]
             subprocess.run(command, check=True, cwd=ROOT)
         data = read(Path(folder))
+    if arguments.only:
+        write(arguments.only, MEASUREMENTS[arguments.only](data))
+        return
     for name, measure in MEASUREMENTS.items():
         write(name, measure(data))
     write("setting", setting(data))
@@ -139,11 +140,17 @@ def read(folder: Path) -> Predictions:
         ranges = [
             align.byte_ranges(tokenizer, text, ids=row) for text, row in zip(passages, ids, strict=True)
         ]
-        sides.append((logits, mask, ranges))
-    (student, student_mask, one), (teacher, teacher_mask, other) = sides
+        sides.append((logits, mask, ranges, padded.numpy()))
+    (student, student_mask, one, _), (teacher, teacher_mask, other, teacher_ids) = sides
     pairs = align.batch_pairs([align.pairs(s, t) for s, t in zip(one, other, strict=True)])
     ends = ([tokens.ends for tokens in one], [tokens.ends for tokens in other])
-    return Predictions(student, teacher, student_mask, teacher_mask, pairs, ends)
+    vocabulary = align.VocabularyMap.from_tokenizers(*tokenizers)
+    rows = [
+        align.text_positions(s, t, passage, vocabulary)
+        for s, t, passage in zip(one, other, passages, strict=True)
+    ]
+    positions = mlot.TextPositions(align.batch_text_positions(rows), teacher_ids, vocabulary.plan())
+    return Predictions(student, teacher, student_mask, teacher_mask, pairs, positions, ends)
 
 
 def texts(student: Any, teacher: Any) -> list[str]:
@@ -335,6 +342,7 @@ MEASUREMENTS = {
     "gradient": gradient,
     "temperature": temperature,
     "pairing": pairing,
+    "text": text,
 }
 
 

@@ -180,3 +180,46 @@ def pairing() -> Figure:
     right.set(ylabel="for each pair", ylim=(0, 1.25 * max(data["by_index"]["sl"], 1)))
     right.legend(fontsize=8)
     return figure
+
+
+def text_rest() -> Figure:
+    """Terms of the plan from the text against the number of listed tokens."""
+    data = measured("text")["rest"]
+    figure, (left, right) = panels()
+    left.plot(data["k"], data["rest"], "o-", markersize=4, label="rest of the targets")
+    left.plot(
+        data["k"], [sl / data["sl"][-1] for sl in data["sl"]], "s--", markersize=4, label="SL ÷ whole SL"
+    )
+    left.set(xscale="log", xlabel="tokens listed, k", ylabel="mean over positions", ylim=(0, 1.05))
+    left.legend(fontsize=8)
+    upper = [had + bound for had, bound in zip(data["had"], data["bound"], strict=True)]
+    right.fill_between(data["k"], data["had"], upper, alpha=0.15)
+    right.plot(data["k"], upper, "s--", markersize=4, color="C1", label="with what the rest may add")
+    right.plot(data["k"], data["had"], "o-", markersize=4, color="C0", label="listed, and the rest as one")
+    right.set(xscale="log", xlabel="tokens listed, k", ylabel="HAD for each position", ylim=(0, 2))
+    right.legend(fontsize=8)
+    return figure
+
+
+def same_bytes() -> Figure:
+    """Share of the kept mass that a matching puts on the token of the same bytes."""
+    data = measured("text")
+    figure, (left, right) = panels()
+    pooled, sharp = data["same_bytes"], data["sharpened"]
+    labels = {"possible": "has such a token", "l1": r"$L_1$", "log": "log", "l1_by_index": r"$L_1$, by index"}
+    for (name, label), style in zip(labels.items(), (":", "o-", "s--", "^-."), strict=True):
+        left.plot(pooled["texts"], pooled[name], style, markersize=4, label=label)
+    left.set(
+        xscale="log", xlabel="texts read as one sequence", ylabel="share of the kept mass", ylim=(-0.02, 1.02)
+    )
+    left.set_xticks(pooled["texts"], [str(n) for n in pooled["texts"]])
+    left.minorticks_off()
+    left.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.08))
+    right.plot(sharp["factor"], sharp["overlaps"], ":", color="C0", label="overlap above a half")
+    right.plot(sharp["factor"], sharp["l1"], "o-", markersize=4, color="C1", label=r"$L_1$")
+    right.plot(sharp["factor"], sharp["log"], "s--", markersize=4, color="C2", label="log")
+    right.set(xscale="log", xlabel="factor on the teacher's logits", ylim=(-0.02, 1.02))
+    right.set_xticks(sharp["factor"], [str(n) for n in sharp["factor"]])
+    right.minorticks_off()
+    right.legend(fontsize=8, loc="lower right")
+    return figure

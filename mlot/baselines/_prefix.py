@@ -36,8 +36,8 @@ def byte_prefix(
     the teacher's tokens and without chains. No mass is lost if every byte is a token of the student.
 
     Args:
-        student: logits ``(B, T_s, V_s)`` or a `LinearHead`.
-        teacher: logits ``(B, T_t, V_t)``, a `LinearHead` or `TopKLogprobs`.
+        student: logits ``(B, T_s, V_s)`` or a `mlot.LinearHead`.
+        teacher: logits ``(B, T_t, V_t)``, a `mlot.LinearHead` or `mlot.TopKLogprobs`.
         text: the text positions.
         k: number of tokens that are listed at each position; all others count as one.
         student_mask: positions of the student whose prediction counts, ``(B, T_s)`` booleans; ``None``: all.

@@ -148,3 +148,27 @@ def test_the_setting_that_the_pages_tell() -> None:
     assert f"{found['texts']} passages" in text
     assert f"a vocabulary of {found['teacher_vocabulary']}" in text
     assert f"and {found['student_vocabulary']} (Unigram)" in text
+
+
+def test_the_plan_from_the_text() -> None:
+    """Each bound holds; by index nothing is found; the log cost gains where L1 and the overlap lose."""
+    found = data("text")
+    assert found["boundaries"] + found["inside"] == found["targets_canonical"] == found["targets_longest"]
+    assert found["served_mass"]["canonical"] < found["served_mass"]["longest"]
+    rest = {name: np.array(values) for name, values in found["rest"].items()}
+    assert (rest["had"] <= rest["had"][-1] + 1e-4).all()
+    assert (rest["had"] + rest["bound"] >= rest["had"][-1] - 1e-4).all()
+    assert (np.diff(rest["sl"]) >= 0).all()
+    at = found["rest"]["k"].index(256)
+    assert rest["rest"][at] < 0.03
+    assert rest["sl"][at] > 0.95 * rest["sl"][-1]
+    pooled, sharp = found["same_bytes"], found["sharpened"]
+    assert max(pooled["l1_by_index"]) < 0.005
+    assert min(pooled["possible"]) > 0.94
+    assert 0.55 < min(pooled["l1"]) < max(pooled["l1"]) < 0.65
+    assert 0.4 < min(pooled["log"]) < max(pooled["log"]) < 0.5
+    assert sharp["l1"][0] > sharp["log"][0]
+    assert sharp["l1"][-1] < sharp["log"][-1]
+    assert (np.diff(sharp["overlaps"]) < 0).all()
+    assert (np.diff(sharp["log"]) > 0).all()
+    assert (np.diff(sharp["l1"]) < 0).all()
