@@ -37,7 +37,7 @@ def served(data: Sides) -> dict[str, Any]:
     """Shares of positions and of mass that are served, by reading."""
     real = data.text.rows[..., 0] >= 0
     depth, chain = data.text.rows[..., 2], data.text.rows[..., 8]
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "positions": int(data.student_mask.sum()),
         "boundaries": int((real & (depth == 0)).sum()),
         "inside": int((real & (depth > 0)).sum()),
@@ -47,9 +47,9 @@ def served(data: Sides) -> dict[str, Any]:
     for reading in ("canonical", "longest"):
         targets = made(data, k=1, reading=reading)
         has_target = targets.served > 0
-        found["served_mass"][reading] = float(targets.served[has_target].mean())
-        found[f"targets_{reading}"] = int(has_target.sum())
-    return found
+        numbers["served_mass"][reading] = float(targets.served[has_target].mean())
+        numbers[f"targets_{reading}"] = int(has_target.sum())
+    return numbers
 
 
 def made(data: Sides, k: int, reading: str = "canonical") -> mlot.TextTargets:
@@ -71,7 +71,7 @@ def made(data: Sides, k: int, reading: str = "canonical") -> mlot.TextTargets:
 def rest(data: Sides) -> dict[str, list[float]]:
     """Terms for each position, and what HAD may miss, against the number of listed tokens."""
     probs = probabilities(data.student)
-    found: dict[str, list[float]] = {"k": list(LISTED), "rest": [], "had": [], "bound": [], "sl": []}
+    numbers: dict[str, list[float]] = {"k": list(LISTED), "rest": [], "had": [], "bound": [], "sl": []}
     for k in LISTED:
         targets = made(data, k)
         config = mlot.MultiLevelOTConfig(k=k, matching="text", sd_weight=0)
@@ -80,19 +80,19 @@ def rest(data: Sides) -> dict[str, list[float]]:
         s = np.where(ids >= 0, np.take_along_axis(probs, np.maximum(ids, 0), axis=-1), 0)
         missed = 2 * np.minimum(targets.rest, np.maximum(1 - s.sum(-1), 0))
         has_target = targets.served > 0
-        found["rest"].append(float(targets.rest[has_target].mean()))
-        found["had"].append(float(result.had))
-        found["bound"].append(float(missed[has_target].mean()))
-        found["sl"].append(float(result.sl))
-    return found
+        numbers["rest"].append(float(targets.rest[has_target].mean()))
+        numbers["had"].append(float(result.had))
+        numbers["bound"].append(float(missed[has_target].mean()))
+        numbers["sl"].append(float(result.sl))
+    return numbers
 
 
 def same_bytes(data: Sides) -> dict[str, Any]:
     """Share of the kept mass on the token of the same bytes, by cost and number of texts read as one."""
-    found: dict[str, Any] = {"texts": list(POOLED), "l1": [], "log": [], "l1_by_index": [], "possible": []}
+    numbers: dict[str, Any] = {"texts": list(POOLED), "l1": [], "log": [], "l1_by_index": [], "possible": []}
     same = counterparts(data.text.plan)
     for size in POOLED:
-        values: dict[str, list[float]] = {name: [] for name in found if name != "texts"}
+        values: dict[str, list[float]] = {name: [] for name in numbers if name != "texts"}
         for sides in groups(data, size):
             traces = mlot.select(sides["teacher"], sides["teacher_mask"], k=COLUMNS)
             mass = traces.column_mass[0]
@@ -100,9 +100,9 @@ def same_bytes(data: Sides) -> dict[str, Any]:
             for cost in ("l1", "log"):
                 values[cost].append(share(matched(sides, cost), data.text.plan))
             values["l1_by_index"].append(share(matched(sides | {"pairs": None}, "l1"), data.text.plan))
-        for name, numbers in values.items():
-            found[name].append(float(np.mean(numbers)))
-    return found
+        for name, each in values.items():
+            numbers[name].append(float(np.mean(each)))
+    return numbers
 
 
 def sharpened(data: Sides, size: int = 8) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def sharpened(data: Sides, size: int = 8) -> dict[str, Any]:
     ``overlaps``: share of the kept mass in columns whose counterpart has more than half of its own mass in
     common with them.
     """
-    found: dict[str, Any] = {"factor": list(SHARPENED), "l1": [], "log": [], "overlaps": []}
+    numbers: dict[str, Any] = {"factor": list(SHARPENED), "l1": [], "log": [], "overlaps": []}
     same = counterparts(data.text.plan)
     for factor in SHARPENED:
         values: dict[str, list[float]] = {"l1": [], "log": [], "overlaps": []}
@@ -126,9 +126,9 @@ def sharpened(data: Sides, size: int = 8) -> dict[str, Any]:
             s = probabilities(sides["student"][0, i])[:, same[columns]]
             mass, common = t.sum(0), np.minimum(t, s).sum(0)
             values["overlaps"].append(float(mass[2 * common > s.sum(0)].sum() / mass.sum()))
-        for name, numbers in values.items():
-            found[name].append(float(np.mean(numbers)))
-    return found
+        for name, each in values.items():
+            numbers[name].append(float(np.mean(each)))
+    return numbers
 
 
 def counterparts(plan: mlot.TextPlan) -> np.ndarray:

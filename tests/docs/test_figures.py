@@ -152,17 +152,21 @@ def test_the_setting_that_the_pages_tell() -> None:
 
 def test_the_plan_from_the_text() -> None:
     """Each bound holds; by index nothing is found; the log cost gains where L1 and the overlap lose."""
-    found = data("text")
-    assert found["boundaries"] + found["inside"] == found["targets_canonical"] == found["targets_longest"]
-    assert found["served_mass"]["canonical"] < found["served_mass"]["longest"]
-    rest = {name: np.array(values) for name, values in found["rest"].items()}
+    numbers = data("text")
+    assert (
+        numbers["boundaries"] + numbers["inside"]
+        == numbers["targets_canonical"]
+        == numbers["targets_longest"]
+    )
+    assert numbers["served_mass"]["canonical"] < numbers["served_mass"]["longest"]
+    rest = {name: np.array(values) for name, values in numbers["rest"].items()}
     assert (rest["had"] <= rest["had"][-1] + 1e-4).all()
     assert (rest["had"] + rest["bound"] >= rest["had"][-1] - 1e-4).all()
     assert (np.diff(rest["sl"]) >= 0).all()
-    at = found["rest"]["k"].index(256)
+    at = numbers["rest"]["k"].index(256)
     assert rest["rest"][at] < 0.03
     assert rest["sl"][at] > 0.95 * rest["sl"][-1]
-    pooled, sharp = found["same_bytes"], found["sharpened"]
+    pooled, sharp = numbers["same_bytes"], numbers["sharpened"]
     assert max(pooled["l1_by_index"]) < 0.005
     assert min(pooled["possible"]) > 0.94
     assert 0.55 < min(pooled["l1"]) < max(pooled["l1"]) < 0.65
