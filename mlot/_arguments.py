@@ -132,7 +132,7 @@ def matched_traces(student: Any, teacher: Any) -> None:
 
 def shared_temperature(student: Traces, teacher: Traces, temperature: float | None) -> None:
     """Require a temperature that both traces serve."""
-    _checks.scale("temperature", temperature, allow_none=True)
+    _checks.divisor("temperature", temperature, allow_none=True)
     if temperature is not None:
         student.require(temperature)
         teacher.require(temperature)

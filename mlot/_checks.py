@@ -21,14 +21,14 @@ def count(name: str, value: Any, *, allow_none: bool = False, least: int = 1) ->
 
 
 #: Least temperature and regularisation: what is divided by less leaves the range of float32.
-LEAST_SCALE = 1e-6
+LEAST_DIVISOR = 1e-6
 
 
-def scale(name: str, value: Any, *, allow_none: bool = False) -> None:
+def divisor(name: str, value: Any, *, allow_none: bool = False) -> None:
     """Require a number that logits or costs can be divided by."""
     number(name, value, allow_none=allow_none)
-    if value is not None and value < LEAST_SCALE:
-        raise ValueError(f"{name}: expected a number >= {LEAST_SCALE:g}, got {value}")
+    if value is not None and value < LEAST_DIVISOR:
+        raise ValueError(f"{name}: expected a number >= {LEAST_DIVISOR:g}, got {value}")
 
 
 def number(name: str, value: Any, *, allow_none: bool = False, allow_zero: bool = False) -> None:
@@ -65,11 +65,11 @@ def path(name: str, value: Any) -> Path:
 
 def temperatures(temperature: Any, extra: Any) -> tuple[float, ...]:
     """Check a temperature and further ones; return the further ones as a tuple."""
-    scale("temperature", temperature)
+    divisor("temperature", temperature)
     if not isinstance(extra, tuple | list):
         raise TypeError(
             f"extra_temperatures: expected a tuple of numbers, got {type(extra).__name__} {extra!r}"
         )
     for value in extra:
-        scale("extra_temperatures", value)
+        divisor("extra_temperatures", value)
     return tuple(float(value) for value in extra)

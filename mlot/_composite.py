@@ -55,7 +55,7 @@ class Composite:
         """Logits ``(U, V)`` of listed positions, constants."""
         raise NotImplementedError
 
-    def _select(
+    def _own_traces(
         self,
         mask: Array,
         *,

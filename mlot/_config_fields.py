@@ -41,13 +41,13 @@ def setting_fields() -> list[tuple[str, Any, Any]]:
     pass; see `from_shell`.
     """
     made = []
-    for name, (kinds, optional) in setting_types().items():
+    for name, (types, optional) in setting_types().items():
         default = MultiLevelOTConfig.__dataclass_fields__[name].default
-        annotation: Any = kinds[0]
+        annotation: Any = types[0]
         if optional:
-            annotation, default = Union[(*kinds, str, NoneType)], PRESET
-        elif kinds[0] is not bool:  # flags have no third value, and are the same in every preset
-            annotation, default = Union[kinds[0], None], None  # noqa: UP007
+            annotation, default = Union[(*types, str, NoneType)], PRESET
+        elif types[0] is not bool:  # flags have no third value, and are the same in every preset
+            annotation, default = Union[types[0], None], None  # noqa: UP007
         made.append((name, annotation, field(default=default, metadata={"help": setting_help(name)})))
     return made
 
@@ -71,17 +71,17 @@ def settings_of(given: Any) -> dict[str, Any]:
 
 def setting_types() -> dict[str, tuple[tuple[Any, ...], bool]]:
     """For each setting of the loss its types but ``None``, and whether it may be ``None``."""
-    types = {}
+    known = {}
     hints = get_type_hints(MultiLevelOTConfig)
     for each in fields(MultiLevelOTConfig):
         hint = hints[each.name]
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = tuple(member for member in members if member is not NoneType)
+        types = tuple(member for member in members if member is not NoneType)
         if each.init and all(
-            kind in (int, float, str, bool) or get_origin(kind) is Literal for kind in kinds
+            each_type in (int, float, str, bool) or get_origin(each_type) is Literal for each_type in types
         ):
-            types[each.name] = kinds, NoneType in members
-    return types
+            known[each.name] = types, NoneType in members
+    return known
 
 
 def from_shell(name: str, value: Any) -> Any:
@@ -90,18 +90,18 @@ def from_shell(name: str, value: Any) -> Any:
     Raises:
         ValueError: the word is neither ``none`` nor a number.
     """
-    kinds, optional = setting_types()[name]
-    if not optional or not isinstance(value, str) or str in kinds:
+    types, optional = setting_types()[name]
+    if not optional or not isinstance(value, str) or str in types:
         return value
     if value == PRESET:
         return value
     if value.lower() in _NONE:
         return None
-    for kind in kinds:
-        if kind in (int, float):
+    for each_type in types:
+        if each_type in (int, float):
             try:
-                return kind(value)
+                return each_type(value)
             except ValueError as error:
-                wanted = "an integer" if kind is int else "a number"
+                wanted = "an integer" if each_type is int else "a number"
                 raise ValueError(f"{name}: expected {wanted} or none, got {value!r}") from error
     return value

@@ -224,8 +224,8 @@ def _without_none(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files_in(folder: Path, name: str) -> list[Path]:
-    kinds = {*_JSON_LINES, *_PARQUET, ".txt"}
-    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in kinds)
+    suffixes = {*_JSON_LINES, *_PARQUET, ".txt"}
+    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in suffixes)
     if not files:
         raise ValueError(f"{name}: expected a data set or files of text in {str(folder)!r}, found none")
     training = [each for each in files if "train" in str(each.relative_to(folder))]
@@ -256,13 +256,13 @@ def _check_tokens(value: Mapping[str, Any]) -> Mapping[str, Any]:
     ids = value["input_ids"]
     if not _all_of(int, ids):
         raise TypeError(f"input_ids: expected a list of integers, got {str(ids)[:40]}")
-    for name, kind, kinds in (("labels", int, "integers"), ("mask", bool, "booleans")):
+    for name, item_type, wanted in (("labels", int, "integers"), ("mask", bool, "booleans")):
         if name in value:
-            if not _all_of(kind, value[name]) or len(value[name]) != len(ids):
-                raise ValueError(f"expected as many {kinds} in {name} as there are input_ids, {len(ids)}")
+            if not _all_of(item_type, value[name]) or len(value[name]) != len(ids):
+                raise ValueError(f"expected as many {wanted} in {name} as there are input_ids, {len(ids)}")
             return {"input_ids": ids, name: value[name]}
     return {"input_ids": ids, "mask": [True] * max(len(ids) - 1, 0) + [False] * bool(ids)}
 
 
-def _all_of(kind: type, values: Any) -> bool:
-    return isinstance(values, list) and all(type(each) is kind for each in values)
+def _all_of(item_type: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(each) is item_type for each in values)

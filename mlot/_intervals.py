@@ -33,7 +33,7 @@ class Position(NamedTuple):
     high: Floats
     absent_low: float  #: of each absent column
     absent_high: float
-    share: float  #: of all absent columns together, at most
+    absent_mass: float  #: of all absent columns together, at most
 
 
 class Intervals(NamedTuple):
@@ -42,11 +42,11 @@ class Intervals(NamedTuple):
     low: Floats
     high: Floats
     absent: NDArray[np.bool_]  #: where a column is not among the kept
-    share: Floats  #: ``(T,)``, at most what all absent columns have together
+    absent_mass: Floats  #: ``(T,)``, at most what all absent columns have together
 
     def at(self, rows: Any) -> Intervals:
         """The same at some positions."""
-        return Intervals(self.low[rows], self.high[rows], self.absent[rows], self.share[rows])
+        return Intervals(self.low[rows], self.high[rows], self.absent[rows], self.absent_mass[rows])
 
 
 def rounding(eps: float) -> float:
@@ -121,17 +121,22 @@ def of_columns(
     source: Listed, n: int, mask: NDArray[np.bool_], columns: NDArray[np.int64], temperature: float
 ) -> Intervals:
     """Bounds for some columns of one sequence."""
-    place = np.full(source.shape[2], -1)
-    place[columns] = np.arange(len(columns))
+    slot = np.full(source.shape[2], -1)
+    slot[columns] = np.arange(len(columns))
     low, high = np.zeros((2, len(mask), len(columns)))
-    absent, share = np.zeros((len(mask), len(columns)), dtype=bool), np.zeros(len(mask))
+    absent, absent_mass = np.zeros((len(mask), len(columns)), dtype=bool), np.zeros(len(mask))
     for i in np.flatnonzero(mask):
         bounds = position(source, n, int(i), temperature)
-        low[i], high[i], absent[i], share[i] = bounds.absent_low, bounds.absent_high, True, bounds.share
-        at = place[bounds.ids]
+        low[i], high[i], absent[i], absent_mass[i] = (
+            bounds.absent_low,
+            bounds.absent_high,
+            True,
+            bounds.absent_mass,
+        )
+        at = slot[bounds.ids]
         low[i, at[at >= 0]], high[i, at[at >= 0]] = bounds.low[at >= 0], bounds.high[at >= 0]
         absent[i, at[at >= 0]] = False
-    return Intervals(low, high, absent, share)
+    return Intervals(low, high, absent, absent_mass)
 
 
 def certain(

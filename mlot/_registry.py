@@ -45,7 +45,7 @@ class BackendSpec:
             if not isinstance(dotted, str) or "." not in dotted:
                 raise ValueError(f"array_types: expected dotted names such as 'torch.Tensor', got {dotted!r}")
 
-    def distance(self, kind: type) -> int | None:
+    def distance(self, array_type: type) -> int | None:
         """How many steps of inheritance a type is from one that is served; ``None`` if it is not served.
 
         Looks only at modules that are already imported.
@@ -54,8 +54,8 @@ class BackendSpec:
         for dotted in self.array_types:
             module, _, name = dotted.rpartition(".")
             served = getattr(sys.modules.get(module), name, None)
-            if isinstance(served, type) and issubclass(kind, served):
-                steps = kind.__mro__.index(served)
+            if isinstance(served, type) and issubclass(array_type, served):
+                steps = array_type.__mro__.index(served)
                 best = steps if best is None else min(best, steps)
         return best
 
@@ -138,10 +138,10 @@ def find_backend(value: Any) -> str | None:
     return name
 
 
-def _closest(kind: type) -> tuple[str | None, int | None]:
+def _closest(array_type: type) -> tuple[str | None, int | None]:
     closest: tuple[str | None, int | None] = (None, None)
     for spec in tuple(_specs.values()):
-        steps = spec.distance(kind)
+        steps = spec.distance(array_type)
         if steps is not None and (closest[1] is None or steps < closest[1]):
             closest = (spec.name, steps)
     return closest

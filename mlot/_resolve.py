@@ -71,5 +71,9 @@ def _same_device(xp: ArrayOperations, leaves: list[tuple[str, Array]]) -> None:
 
 
 def type_name(value: Any) -> str:
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    own_type = type(value)
+    return (
+        own_type.__name__
+        if own_type.__module__ == "builtins"
+        else f"{own_type.__module__}.{own_type.__name__}"
+    )

@@ -99,7 +99,7 @@ def select_columns(
         "standardize": standardize,
     }
     if isinstance(source, Composite) and source._selects:
-        return cast(Traces, source._select(mask, **settings))
+        return cast(Traces, source._own_traces(mask, **settings))
     return xp.select(cast(Predictions, source), mask, **settings)
 
 

@@ -72,12 +72,12 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
         "column_mass": (batch, k),
         "mask": (batch, length),
     }
-    kinds = {"columns": "iu", "mask": "b"}
+    letters = {"columns": "iu", "mask": "b"}
     for name, shape in shapes.items():
         array = arrays[name]
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-        if array.dtype.kind not in kinds.get(name, "f"):
+        if array.dtype.kind not in letters.get(name, "f"):
             raise ValueError(f"{name}: unexpected type {array.dtype}")
     columns, vocabulary = arrays["columns"], int(header["vocab_size"])
     if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:

@@ -88,8 +88,8 @@ class MultiLevelOTConfig:
             )
         if self.pool is not None and self.k is not None and self.pool < self.k:
             raise ValueError(f"pool: expected at least k = {self.k} candidates, got {self.pool}")
-        _checks.scale("temperature", self.temperature)
-        _checks.scale("sequence_temperature", self.sequence_temperature)
+        _checks.divisor("temperature", self.temperature)
+        _checks.divisor("sequence_temperature", self.sequence_temperature)
         _checks.flag("standardize", self.standardize)
         if self.standardize and self.matching == "text":
             raise ValueError("standardize: expected False with matching='text', got True")
@@ -97,7 +97,7 @@ class MultiLevelOTConfig:
             _checks.number(name, getattr(self, name), allow_zero=True)
         if self.had_weight == self.sl_weight == self.sd_weight == 0:
             raise ValueError("had_weight: expected a positive had_weight, sl_weight or sd_weight, got all 0")
-        _checks.scale("epsilon", self.epsilon)
+        _checks.divisor("epsilon", self.epsilon)
         _checks.count("n_iter", self.n_iter)
         _checks.number("tol", self.tol, allow_none=True, allow_zero=True)
         _checks.choice("token_cost", self.token_cost, ("l1", "log"))

@@ -125,7 +125,7 @@ def sinkhorn_distance(
 
     Source: Cui et al., AAAI 2025.
     """
-    _checks.scale("epsilon", epsilon)
+    _checks.divisor("epsilon", epsilon)
     _checks.count("n_iter", n_iter)
     _checks.number("tol", tol, allow_none=True, allow_zero=True)
     _checks.choice("kind", kind, ("l1", "log"))

@@ -91,7 +91,7 @@ def text_targets(
             [0.   , 0.   ]]]))
     """
     _checks.count("k", k)
-    _checks.scale("temperature", temperature)
+    _checks.divisor("temperature", temperature)
     _checks.number("min_served", min_served, allow_zero=True)
     arguments = _text_arguments(teacher, text, student_mask=student_mask, teacher_mask=teacher_mask)
     xp, values = _arguments.resolve(arguments, backend)
@@ -261,8 +261,8 @@ def text_loss(
         teacher_traces = _heaviest(xp, targets, has_target, config)
         columns = teacher_traces.columns
         own = isinstance(student, Composite) and student._selects
-        take = cast(Any, student).take if own else partial(xp.take, cast(Predictions, student))
-        student_traces = take(
+        traces_of = cast(Any, student).take if own else partial(xp.take, cast(Predictions, student))
+        student_traces = traces_of(
             columns,
             student_mask,
             temperature=config.temperature,

@@ -91,7 +91,7 @@ class TopKLogprobs(Composite):
     def __post_init__(self) -> None:
         _checks.count("vocab_size", self.vocab_size, allow_none=True)
         _checks.choice("tail", self.tail, ("zero", "renormalize", "uniform"))
-        _checks.scale("temperature", self.temperature)
+        _checks.divisor("temperature", self.temperature)
         if self.tail == "uniform" and self.vocab_size is None:
             raise ValueError(
                 "vocab_size: expected the width of the teacher's vocabulary, since tail='uniform' spreads "
@@ -169,7 +169,7 @@ class TopKLogprobs(Composite):
         >>> low.round(3), high.round(3)
         (array([[[0.382, 0.191]]]), array([[[0.471, 0.235]]]))
         """
-        _checks.scale("temperature", temperature)
+        _checks.divisor("temperature", temperature)
         xp, _ = resolve({"ids": self.ids}, None)
         ids: NDArray[Any] = xp.to_numpy(self.ids)
         logprobs: NDArray[Any] = xp.to_numpy(xp.stop_gradient(self.logprobs))
@@ -221,8 +221,8 @@ def _check_values(source: TopKLogprobs, ids: NDArray[Any], logprobs: NDArray[Any
             f"ids: expected different tokens at each position, got {ordered[n, t, j]} twice: "
             f"sequence {n}, position {t}"
         )
-    kind = str(source.logprobs.dtype).removeprefix("torch.")
-    tolerance = _MASS_TOLERANCE.get(kind, _DEFAULT_TOLERANCE)
+    dtype = str(source.logprobs.dtype).removeprefix("torch.")
+    tolerance = _MASS_TOLERANCE.get(dtype, _DEFAULT_TOLERANCE)
     logs = np.where(here, logprobs, -np.inf).astype(np.float64)
     for wrong, wanted in ((np.isnan(logs), "numbers"), (logs > tolerance, "no positive numbers")):
         if wrong.any():

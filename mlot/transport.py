@@ -72,7 +72,7 @@ def sinkhorn(
     array([[0.5, 0. ],
            [0. , 0.5]])
     """
-    _checks.scale("epsilon", epsilon)
+    _checks.divisor("epsilon", epsilon)
     _checks.count("n_iter", n_iter)
     _checks.number("tol", tol, allow_none=True, allow_zero=True)
     xp, cost, a, b, single = _problem(cost, a, b, backend)

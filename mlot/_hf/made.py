@@ -153,11 +153,11 @@ def _docstrings(path: Path) -> list[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # some files are broken on purpose
             return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = [
         (getattr(node, "lineno", 0), ast.get_docstring(node))
         for node in ast.walk(tree)
-        if isinstance(node, kinds)
+        if isinstance(node, documented)
     ]
     docstrings.sort(key=lambda item: item[0])
     return [text for _, text in docstrings if text and text.strip() and _is_unicode(text)]

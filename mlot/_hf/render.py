@@ -89,8 +89,8 @@ def _conversation(
     said = [n for n, message in enumerate(messages) if n >= first and message["role"] == "assistant"]
     for n in said:
         if not isinstance(messages[n]["content"], str):
-            kind = type(messages[n]["content"]).__name__
-            raise TypeError(f"messages: expected the assistant to say a string, got {kind}")
+            type_name = type(messages[n]["content"]).__name__
+            raise TypeError(f"messages: expected the assistant to say a string, got {type_name}")
     marked = _with_contents(messages, {n: f"{_MARK}{n}{_MARK}" for n in said})
     sides = list(zip(tokenizers, names, strict=True))
     frames = [_template(tokenizer, name, marked, settings) for tokenizer, name in sides]

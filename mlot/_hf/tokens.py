@@ -176,11 +176,11 @@ def _encode_to_borders(tokenizer: Any, data: bytes, borders: list[int]) -> tuple
     """Tokens of a text none of which lies across a border, and the number of tokens before each border."""
     cuts: set[int] = set()
     while True:
-        places = [0, *sorted(cuts), len(data)]
-        pieces = [_encode(tokenizer, data[low:high].decode()) for low, high in pairwise(places)]
-        whole = _joined(pieces, places)
+        ends = [0, *sorted(cuts), len(data)]
+        pieces = [_encode(tokenizer, data[low:high].decode()) for low, high in pairwise(ends)]
+        whole = _joined(pieces, ends)
         # At the start, and where the text was cut, what has no bytes of its own belongs to what follows.
-        before = dict(zip(places[:-1], np.cumsum([0, *map(len, pieces)]).tolist(), strict=False))
+        before = dict(zip(ends[:-1], np.cumsum([0, *map(len, pieces)]).tolist(), strict=False))
         counts = [before.get(border, _ending(whole, border)) for border in borders]
         across = {
             border
@@ -197,14 +197,14 @@ def _ending(whole: TokenBytes, border: int) -> int:
     return int(np.searchsorted(whole.ends, border, side="right"))
 
 
-def _joined(pieces: list[TokenBytes], places: list[int]) -> TokenBytes:
-    placed = list(zip(pieces, places[:-1], strict=True))
+def _joined(pieces: list[TokenBytes], cuts: list[int]) -> TokenBytes:
+    placed = list(zip(pieces, cuts[:-1], strict=True))
     return TokenBytes(
         ids=np.concatenate([piece.ids for piece in pieces]),
         starts=np.concatenate([piece.starts + at for piece, at in placed]),
         ends=np.concatenate([piece.ends + at for piece, at in placed]),
         special=np.concatenate([piece.special for piece in pieces]),
-        total=places[-1],
+        total=cuts[-1],
         exact=all(piece.exact for piece in pieces),
     )
 

@@ -116,11 +116,11 @@ def _reach(ends: Integers, free: Booleans) -> tuple[Integers, Integers]:
 
 def _runs(mask: Booleans) -> tuple[Integers, Integers]:
     """Number of true values in a row that end just before, and that begin at, each of the len + 1 places."""
-    place = np.arange(len(mask) + 1)
-    last_false = np.maximum.accumulate(np.concatenate([[0], np.where(mask, 0, place[1:])]))
-    upward = np.append(np.where(mask, len(mask), place[:-1]), len(mask))
+    index = np.arange(len(mask) + 1)
+    last_false = np.maximum.accumulate(np.concatenate([[0], np.where(mask, 0, index[1:])]))
+    upward = np.append(np.where(mask, len(mask), index[:-1]), len(mask))
     next_false = np.minimum.accumulate(upward[::-1])[::-1]
-    return place - last_false, next_false - place
+    return index - last_false, next_false - index
 
 
 def _restore_spaces(

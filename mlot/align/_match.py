@@ -55,15 +55,15 @@ def hints(
         unknown: tokens that stand for any text, ``[UNK]``.
         starts_word: tokens that can only begin a word.
     """
-    walk = _Walk(text, len(surfaces))
+    cursor = _Cursor(text, len(surfaces))
     units = list(_units(surfaces, free, unknown))
     for (first, last, piece), (_, _, following) in zip(units, [*units, (0, 0, "")][1:], strict=True):
         if unknown[first]:
-            walk.waiting.append(first)
+            cursor.waiting.append(first)
         else:
-            walk.place(first, last, piece, following, bool(starts_word[first]))
-    walk.settle(len(text), at_end=True)
-    return Hints(walk.starts, walk.ends, walk.free, int((~walk.free).sum()))
+            cursor.move_to(first, last, piece, following, bool(starts_word[first]))
+    cursor._fill_waiting(len(text), at_end=True)
+    return Hints(cursor.starts, cursor.ends, cursor.free, int((~cursor.free).sum()))
 
 
 def _units(surfaces: Sequence[bytes], free: Booleans, unknown: Booleans) -> Iterator[tuple[int, int, str]]:
@@ -98,7 +98,7 @@ def _text(data: bytes) -> str | None:
         return "" if error.reason == "unexpected end of data" else None
 
 
-class _Walk:
+class _Cursor:
     """A cursor over a text, the places found so far, and the unknown tokens that wait for the next place."""
 
     def __init__(self, text: str, count: int) -> None:
@@ -110,10 +110,10 @@ class _Walk:
         pieces = [fold(character) for character in text]
         self.folded = "".join(pieces)
         self.source = [n for n, piece in enumerate(pieces) for _ in piece]
-        # Where the walk is in the text, and in the folded text, which may be within a character.
+        # Where this is in the text, and in the folded text, which may be within a character.
         self.cursor = self.folded_cursor = 0
 
-    def place(self, first: int, last: int, piece: str, following: str, starts_word: bool) -> None:
+    def move_to(self, first: int, last: int, piece: str, following: str, starts_word: bool) -> None:
         """Find a run of tokens and go there; leave it without a place if it is not found."""
         if self.waiting:
             match = self._search(piece, starts_word)
@@ -122,11 +122,11 @@ class _Walk:
         if match is None:
             return
         start, end, after = match
-        self.settle(start)
+        self._fill_waiting(start)
         self._set(first, last, start, end)
         self.cursor, self.folded_cursor = max(end, self.cursor), after
 
-    def settle(self, end: int, at_end: bool = False) -> None:
+    def _fill_waiting(self, end: int, at_end: bool = False) -> None:
         """Give the text from the cursor to a place to the unknown tokens that wait."""
         if not self.waiting:
             return

@@ -85,7 +85,7 @@ def byte_ranges(
 
 
 @dataclass(frozen=True)
-class _Places:
+class _CharacterRanges:
     """Hints in characters; whether tokens go to the end of the text; whether hints are the tokenizer's."""
 
     starts: Integers
@@ -119,7 +119,7 @@ class _Job:
             cuts = _locate.tile(text.encode(), surfaces, self._opens)
             if cuts is not None:
                 return self._result(text, *cuts, True)
-        known = self._known_places() if self.reader.fast else None
+        known = self._known_ranges() if self.reader.fast else None
         if known is not None:
             self.special = self.special | known.free
         candidates = []
@@ -139,14 +139,16 @@ class _Job:
         """The text with its own marks for spaces read as spaces, as the tokenizer does."""
         return self.text.replace(scheme.space, " ") if scheme.space else self.text
 
-    def _resolved(self, text: str, surfaces: list[bytes], places: _Places) -> tuple[Integers, Integers, bool]:
-        for n in np.flatnonzero(places.free).tolist():
+    def _resolved(
+        self, text: str, surfaces: list[bytes], ranges: _CharacterRanges
+    ) -> tuple[Integers, Integers, bool]:
+        for n in np.flatnonzero(ranges.free).tolist():
             surfaces[n] = b""
         data = text.encode()
         at = _locate.char_starts(data)
-        low, high = (at[np.clip(side, 0, len(at) - 1)] for side in (places.starts, places.ends))
+        low, high = (at[np.clip(side, 0, len(at) - 1)] for side in (ranges.starts, ranges.ends))
         return _locate.resolve(
-            data, surfaces, low, high, places.free, self.unknown, closed=places.closed, sure=places.sure
+            data, surfaces, low, high, ranges.free, self.unknown, closed=ranges.closed, sure=ranges.sure
         )
 
     def _result(self, text: str, starts: Integers, ends: Integers, exact: bool) -> TokenBytes:
@@ -176,12 +178,12 @@ class _Job:
             surfaces[n] = b""
         return surfaces
 
-    def _known_places(self) -> _Places | None:
+    def _known_ranges(self) -> _CharacterRanges | None:
         """Hints from the offsets of the encoding, or of a new one that has the same tokens."""
         nothing = np.zeros_like(self.inserted)
-        places = None if self.encoding is None else self._offsets(self.encoding, nothing)
-        if places is not None:
-            return places
+        ranges = None if self.encoding is None else self._offsets(self.encoding, nothing)
+        if ranges is not None:
+            return ranges
         for add_special_tokens, outside in ((False, self.inserted), (True, nothing)):
             encoding = self.reader.encode(self.text, add_special_tokens)
             inside = self.ids[~outside].tolist()
@@ -189,25 +191,25 @@ class _Job:
                 return self._offsets(encoding, outside)
         return None
 
-    def _offsets(self, encoding: Any, outside: Booleans) -> _Places | None:
+    def _offsets(self, encoding: Any, outside: Booleans) -> _CharacterRanges | None:
         """Hints from an encoding of all tokens but some; ``None`` if it was made without offsets."""
-        place = np.flatnonzero(~outside)
-        count = len(place)
+        inside = np.flatnonzero(~outside)
+        count = len(inside)
         offsets = np.fromiter(chain.from_iterable(encoding.offsets[:count]), np.int64, 2 * count)
         mask = np.frombuffer(bytes(encoding.special_tokens_mask), np.bool_)[:count]
         if self.data and not offsets.any() and not mask.all():
             return None
         starts, ends, free = np.zeros_like(self.ids), np.zeros_like(self.ids), outside.copy()
-        starts[place], ends[place], free[place] = offsets[0::2], offsets[1::2], mask
+        starts[inside], ends[inside], free[inside] = offsets[0::2], offsets[1::2], mask
         closed = count == len(encoding.ids) and not getattr(encoding, "overflowing", None)
-        return _Places(starts, ends, free, closed, sure=True)
+        return _CharacterRanges(starts, ends, free, closed, sure=True)
 
-    def _searched(self, scheme: Scheme, text: str, surfaces: Sequence[bytes]) -> tuple[_Places, int]:
+    def _searched(self, scheme: Scheme, text: str, surfaces: Sequence[bytes]) -> tuple[_CharacterRanges, int]:
         """Hints from looking for the tokens in the text, and how many were found."""
         starting = {i for i, token in self.strings.items() if token is not None and scheme.starts_word(token)}
         starts_word = self._where(starting - set(self.reader.added))
         hints = _match.hints(text, surfaces, self.inserted, self.unknown, starts_word)
-        return _Places(hints.starts, hints.ends, hints.free, closed=False, sure=False), hints.located
+        return _CharacterRanges(hints.starts, hints.ends, hints.free, closed=False, sure=False), hints.located
 
     def _unspelled(self) -> Booleans:
         """Special tokens that the text does not spell: more of an id than it has, first those at its ends."""
@@ -221,27 +223,27 @@ class _Job:
         # Where all are special, one may open the text, and the others close it.
         first = ordinary[0] if len(ordinary) else 1
         for i, count in counts.items():
-            places = np.flatnonzero(self.ids == i)
+            positions = np.flatnonzero(self.ids == i)
             if i in self.reader.padding:
-                inserted[places] = self._pads(places)
+                inserted[positions] = self._pads(positions)
                 continue
             spelled = self.text.count(named[i]) if i in named else 0
             extra = max(count - spelled, 0)
-            leading = min(extra, max(int((places < first).sum()) - opening[i], 0))
-            inserted[places[:leading]] = True
-            inserted[places[count - (extra - leading) :]] = True
+            leading = min(extra, max(int((positions < first).sum()) - opening[i], 0))
+            inserted[positions[:leading]] = True
+            inserted[positions[count - (extra - leading) :]] = True
         return inserted
 
-    def _pads(self, places: Integers) -> Booleans:
+    def _pads(self, positions: Integers) -> Booleans:
         """Which of the tokens that pad, and are unknown text elsewhere, lie outside of the text's own."""
         for framed in (True, False) if hasattr(self.reader.tokenizer, "encode") else ():
             made = self.reader.encode(self.text, framed)
             own = list(getattr(made, "ids", made))
             for low in range(len(self.order) - len(own) + 1):
                 if self.order[low : low + len(own)] == own:
-                    return (places < low) | (places >= low + len(own))
+                    return (positions < low) | (positions >= low + len(own))
         known = np.flatnonzero(~self._where(self.reader.special, self.reader.padding))
-        return (places < known[0]) | (places > known[-1]) if len(known) else places >= 0
+        return (positions < known[0]) | (positions > known[-1]) if len(known) else positions >= 0
 
 
 def _opening(text: str, contents: dict[int, str]) -> Counter[int]:

@@ -88,19 +88,19 @@ def _components(state: Any) -> Iterator[dict[str, Any]]:
 
 
 def _with_component(scheme: Scheme, component: dict[str, Any]) -> Scheme:
-    kind = component.get("type")
-    if kind == "ByteLevel":
+    type_name = component.get("type")
+    if type_name == "ByteLevel":
         return replace(scheme, byte_map=True)
-    if kind == "Metaspace":
+    if type_name == "Metaspace":
         return replace(scheme, space=component.get("replacement") or _SPACE)
-    if kind == "Replace":
+    if type_name == "Replace":
         pattern, content = component["pattern"].get("String"), component["content"]
         mark = content if pattern == " " else pattern if content == " " else None
         if mark == _SPACE:
             return replace(scheme, space=mark)
-    if kind == "WordPiece":
+    if type_name == "WordPiece":
         return replace(scheme, prefix=component.get("prefix") or "")
-    if kind == "BPEDecoder":
+    if type_name == "BPEDecoder":
         return replace(scheme, suffix=component.get("suffix") or "")
     return scheme
 

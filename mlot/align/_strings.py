@@ -149,17 +149,17 @@ class PrefixTree:
         """
         tokens = np.full(len(strings.data), -1, np.int64)
         end = np.repeat(strings.offsets[1:], strings.lengths)
-        place = np.arange(len(strings.data))
-        node = np.zeros(len(place), np.int64)
+        entry = np.arange(len(strings.data))
+        node = np.zeros(len(entry), np.int64)
         for depth, (keys, last) in enumerate(zip(self.keys, self.last, strict=True)):
-            inside = place + depth < end[place]
-            place, node = place[inside], node[inside]
-            wanted = 256 * node + strings.data[place + depth]
+            inside = entry + depth < end[entry]
+            entry, node = entry[inside], node[inside]
+            wanted = 256 * node + strings.data[entry + depth]
             node = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
             hit = keys[node] == wanted
-            place, node = place[hit], node[hit]
-            if not len(place):
+            entry, node = entry[hit], node[hit]
+            if not len(entry):
                 break
             ending = last[node]
-            tokens[place[ending >= 0]] = ending[ending >= 0]
+            tokens[entry[ending >= 0]] = ending[ending >= 0]
         return tokens

@@ -84,8 +84,8 @@ def string_projection(plan: TextPlan, *, decay: float = 0.1) -> StringProjection
     piece[first] = np.where(plan.equal >= 0, plan.equal, piece[first])
     kept = (piece >= 0) & (begins | (plan.equal < 0)[number])
     number, piece = number[kept], piece[kept]
-    place = np.arange(len(number)) - np.searchsorted(number, number)  # of each piece in its token
-    weights = float(decay) ** place
+    rank = np.arange(len(number)) - np.searchsorted(number, number)  # of each piece in its token
+    weights = float(decay) ** rank
     weights = weights / np.bincount(number, weights, minlength=len(plan))[number]
     roles = plan.roles.reshape(-1, 2).astype(np.int64)
     student = np.concatenate([plan.order[number].astype(np.int64), roles[:, 0]])

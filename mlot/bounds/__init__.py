@@ -191,7 +191,7 @@ def _shift(t: Floats, intervals: Intervals) -> Floats:
     absent = np.where(intervals.absent, each, 0.0).sum(axis=1)
     supposed = np.where(intervals.absent, t, 0.0).sum(axis=1)
     kept: Floats = np.where(intervals.absent, 0.0, each).sum(axis=1)
-    total: Floats = kept + np.minimum(absent, supposed + intervals.share)
+    total: Floats = kept + np.minimum(absent, supposed + intervals.absent_mass)
     return total
 
 
@@ -234,8 +234,8 @@ def _largest(intervals: Intervals, weights: Floats) -> Floats:
     order = np.argsort(-weights, axis=-1)
     sorted_free = np.take_along_axis(np.broadcast_to(free, weights.shape), order, axis=-1)
     before = np.cumsum(sorted_free, axis=-1) - sorted_free
-    share = np.broadcast_to(intervals.share[:, None], weights.shape)
-    taken = np.clip(share - before, 0, sorted_free)
+    absent_mass = np.broadcast_to(intervals.absent_mass[:, None], weights.shape)
+    taken = np.clip(absent_mass - before, 0, sorted_free)
     absent = np.empty(weights.shape)
     np.put_along_axis(absent, order, taken, axis=-1)
     return weights * np.where(intervals.absent, absent, intervals.high)

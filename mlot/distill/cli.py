@@ -79,11 +79,11 @@ def _print_help() -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kind: Any
-    for kind in (RunOptions, TextOptions, ModelOptions, TrainingOptions, LossOptions):
-        group = parser.add_argument_group(kind._argument_group_name)
-        hints = get_type_hints(kind)
-        for each in fields(kind):
+    group_type: Any
+    for group_type in (RunOptions, TextOptions, ModelOptions, TrainingOptions, LossOptions):
+        group = parser.add_argument_group(group_type._argument_group_name)
+        hints = get_type_hints(group_type)
+        for each in fields(group_type):
             hint, value = hints[each.name], each.name.rpartition("_")[2].upper()
             for kind_of in (hint, *get_args(hint)):
                 if get_origin(kind_of) is Literal:
@@ -102,8 +102,10 @@ def _parser(arguments: Any) -> Any:
     """The parser of everything: our options, and the arguments of training and loss."""
     from transformers import HfArgumentParser
 
-    kinds: Any = (RunOptions, TextOptions, ModelOptions, arguments)
-    parser: Any = HfArgumentParser(kinds, prog=_PROGRAM, usage="%(prog)s [options]", allow_abbrev=False)
+    option_types: Any = (RunOptions, TextOptions, ModelOptions, arguments)
+    parser: Any = HfArgumentParser(
+        option_types, prog=_PROGRAM, usage="%(prog)s [options]", allow_abbrev=False
+    )
     baseline = parser._option_string_actions["--baseline"]
     baseline.nargs, baseline.const = "?", True
     parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="train no such student")

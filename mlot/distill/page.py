@@ -162,17 +162,17 @@ def _plan(pictures: Pictures) -> Drawing:
 
 
 def _traces(pictures: Pictures, side: str, colour: str) -> Drawing:
-    values, places = getattr(pictures, f"{side}_traces"), pictures.places
+    values, paired_tokens = getattr(pictures, f"{side}_traces"), pictures.paired_tokens
     names = [str(getattr(match, side)) for match in pictures.matches]
     return heat_map(
         f"{side}'s probabilities: tokens in rows, positions in columns",
         values,
         names,
-        places,
+        paired_tokens,
         colour=colour,
         full=1.0,
         root=True,
-        tip=lambda i, j: f"P({names[i]}) where {places[j]} follows: {values[i, j]:.3f}",
+        tip=lambda i, j: f"P({names[i]}) where {paired_tokens[j]} follows: {values[i, j]:.3f}",
     )
 
 

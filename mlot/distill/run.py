@@ -23,7 +23,7 @@ from mlot.distill import report as reports
 from mlot.distill.arguments import CommandArguments, Settings
 from mlot.distill.errors import refusing
 from mlot.distill.output import ENTRIES, PAGE, check_output, check_saving, is_finished_run
-from mlot.distill.setup import Party, Setup, prepare
+from mlot.distill.setup import ModelBundle, Setup, prepare
 from mlot.distill.stages import Stages, kept
 from mlot.saved import SavedTeacher, save_teacher
 from mlot.training import MultiLevelOTTrainer
@@ -75,7 +75,7 @@ def run(settings: Settings, console: Console, messages: Console) -> reports.RunR
 class _Trained:
     """A model whose training is over, or was over before."""
 
-    party: Party
+    bundle: ModelBundle
     report: reports.ModelReport
 
 
@@ -96,17 +96,17 @@ class _Run:
         self.reporter.say(f"alignment of held-out text: {alignment}")
         with self.reporter.progress:
             teacher = self._teach(setup)
-            setup = replace(setup, teacher=teacher.party)
+            setup = replace(setup, teacher=teacher.bundle)
             if options.save_teacher is not None:
                 setup = setup.with_saved(self._save_teacher(setup))
                 if not teacher.report.steps:  # its memory is the students' now
-                    teacher = replace(teacher, party=replace(teacher.party, model=None))
-                    setup = replace(setup, teacher=teacher.party)
+                    teacher = replace(teacher, bundle=replace(teacher.bundle, model=None))
+                    setup = replace(setup, teacher=teacher.bundle)
             trained = [teacher]
             if options.compares:
                 trained.append(self._train_student(reports.CE, setup, alone=True))
             trained.append(self._train_student(reports.MLOT, setup, alone=False))
-        painter, indices, seen = self._painter(setup, trained[-1].party)
+        painter, indices, seen = self._painter(setup, trained[-1].bundle)
         report = reports.RunReport(
             models=tuple(one.report for one in trained),
             text=setup.describe_text(options.text),
@@ -121,8 +121,8 @@ class _Run:
         for one in trained:
             if one.report.steps:
                 folder = self.folder / one.report.name
-                save_merged(one.party.model, folder)
-                one.party.tokenizer.save_pretrained(folder)
+                save_merged(one.bundle.model, folder)
+                one.bundle.tokenizer.save_pretrained(folder)
         return report
 
     def _teach(self, setup: Setup) -> _Trained:
@@ -167,7 +167,7 @@ class _Run:
     def _train(
         self,
         name: str,
-        party: Party,
+        bundle: ModelBundle,
         train: Examples,
         held_out: Examples,
         teacher: Any,
@@ -177,9 +177,9 @@ class _Run:
     ) -> _Trained:
         stage = self.stages.stage(name)
         if stage is not None and stage.done is not None:
-            party = replace(party, model=cast(Any, stage.load(party.model)).to(device()))
+            bundle = replace(bundle, model=cast(Any, stage.load(bundle.model)).to(device()))
             self.reporter.say(f"{name}: complete before")
-            return _Trained(party, self._measured(name, party, held_out, **stage.done))
+            return _Trained(bundle, self._measured(name, bundle, held_out, **stage.done))
         started = time.perf_counter() - (0.0 if stage is None else stage.seconds)
         folder = str(self.folder if stage is None else stage.folder)
         arguments: CommandArguments = self.settings.for_training(
@@ -194,9 +194,9 @@ class _Run:
             set_seed(arguments.seed)
             sizes = options.lora_rank, options.lora_alpha, options.lora_dropout or 0.0
             with refusing("--lora-target"):
-                party = replace(party, model=with_adapters(party.model, *sizes, options.lora_target))
+                bundle = replace(bundle, model=with_adapters(bundle.model, *sizes, options.lora_target))
         trainer = MultiLevelOTTrainer(
-            party.model,
+            bundle.model,
             arguments,
             teacher=teacher,
             data_collator=train.collator,
@@ -208,20 +208,20 @@ class _Run:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         seconds, history = time.perf_counter() - started, trainer.state.log_history
         if stage is not None:
-            assert party.model is not None
-            stage.finish(party.model, history, seconds)
-        return _Trained(party, self._measured(name, party, held_out, seconds=seconds, history=history))
+            assert bundle.model is not None
+            stage.finish(bundle.model, history, seconds)
+        return _Trained(bundle, self._measured(name, bundle, held_out, seconds=seconds, history=history))
 
     def _measured(
         self,
         name: str,
-        party: Party,
+        bundle: ModelBundle,
         held_out: Examples,
         *,
         seconds: float,
         history: Sequence[Mapping[str, Any]],
     ) -> reports.ModelReport:
-        model, tokenizer, seed = party.model, party.tokenizer, self.settings.arguments.seed
+        model, tokenizer, seed = bundle.model, bundle.tokenizer, self.settings.arguments.seed
         score = None if model is None else evaluate_bits(model, held_out, self._reading)
         samples = []
         if model is not None:
@@ -248,7 +248,7 @@ class _Run:
         """Windows read at once where there is no gradient."""
         return 2 * self.settings.arguments.per_device_train_batch_size
 
-    def _painter(self, setup: Setup, student: Party) -> tuple[Painter, list[int], bool]:
+    def _painter(self, setup: Setup, student: ModelBundle) -> tuple[Painter, list[int], bool]:
         """What makes the pictures, of which examples, and whether those were trained on."""
         teacher = setup.teacher.model if setup.saved is None else setup.saved
         examples, indices = setup.held_out, known_to(teacher, setup.held_out)

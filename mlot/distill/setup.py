@@ -29,7 +29,7 @@ _SAMPLE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Party:
+class ModelBundle:
     """A model, unless it is a teacher that was saved earlier, with its tokenizer."""
 
     model: Any
@@ -43,8 +43,8 @@ class Setup:
     A teacher that is ``saved`` has no model. ``notices`` are what a reader of the figures should know.
     """
 
-    teacher: Party
-    student: Party
+    teacher: ModelBundle
+    student: ModelBundle
     corpus: Corpus
     train: Examples
     held_out: Examples
@@ -67,10 +67,10 @@ class Setup:
         texts = [piece.text for piece in self.held_out.pieces[:_SAMPLE]]
         ranges = [
             [
-                byte_ranges(party.tokenizer, text, ids=[start_token(party.tokenizer), *ids])
-                for text, ids in zip(texts, token_ids(party.tokenizer, texts), strict=True)
+                byte_ranges(bundle.tokenizer, text, ids=[start_token(bundle.tokenizer), *ids])
+                for text, ids in zip(texts, token_ids(bundle.tokenizer, texts), strict=True)
             ]
-            for party in (self.student, self.teacher)
+            for bundle in (self.student, self.teacher)
         ]
         student, teacher = self.student.tokenizer, self.teacher.tokenizer
         return report(*ranges, student_vocabulary=student, teacher_vocabulary=teacher)
@@ -131,7 +131,7 @@ def _made(settings: Settings, corpus: Corpus) -> Setup:
         {"width": options.teacher_width, "layers": options.teacher_layers, "seed": seed},
     )
     student, teacher = (
-        Party(make_llama(tokenizer, length=length, **size), tokenizer)
+        ModelBundle(make_llama(tokenizer, length=length, **size), tokenizer)
         for tokenizer, size in zip(tokenizers, sizes, strict=True)
     )
     return _together(settings, corpus, teacher, student, [])
@@ -153,14 +153,14 @@ def _loaded(settings: Settings, corpus: Corpus) -> Setup:
             require_length(model, "--teacher", options.length, "--length")
         else:
             tokenizer, notices = load_tokenizer(teacher_source, "--teacher")
-        teacher = Party(model, tokenizer)
+        teacher = ModelBundle(model, tokenizer)
         model, tokenizer, more = load_model(student_source, "--student", dtype=torch.float32)
         require_length(model, "--student", options.length, "--length")
     if saved is not None:
         with refusing("--saved-teacher"):
             saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
             saved.manifest.serves(settings.arguments.ot_config())
-    setup = _together(settings, corpus, teacher, Party(model, tokenizer), notices + more)
+    setup = _together(settings, corpus, teacher, ModelBundle(model, tokenizer), notices + more)
     if saved is None:
         return setup
     setup = setup.with_saved(saved)
@@ -176,7 +176,7 @@ def _loaded(settings: Settings, corpus: Corpus) -> Setup:
 
 
 def _together(
-    settings: Settings, corpus: Corpus, teacher: Party, student: Party, notices: list[str]
+    settings: Settings, corpus: Corpus, teacher: ModelBundle, student: ModelBundle, notices: list[str]
 ) -> Setup:
     notices = notices + _set_template(settings.options.chat_template, teacher, student)
     both, length = (student.tokenizer, teacher.tokenizer), settings.options.length
@@ -188,15 +188,15 @@ def _together(
     for name, documents, mark_end in (("train", corpus.train, True), ("held-out", corpus.held_out, False)):
         pieces = make_pieces(documents, *both, length, mark_end=mark_end)
         examples = Examples(pieces, *both, length, vocabulary=vocabulary)
-        cut = examples.settle()
+        cut = examples.drop_empty()
         if cut.cut or cut.empty:
             notices = [*notices, f"--length: of the {name} part, {cut}"]
         if not len(examples):
             raise DistillError(f"--text: expected examples with something to learn, found none: {cut}")
         parts.append(examples)
     windows = parts[1]
-    for side, party in (("teacher", teacher), ("student", student)):
-        changed = windows.changed_by(party.tokenizer)
+    for side, bundle in (("teacher", teacher), ("student", student)):
+        changed = windows.changed_by(bundle.tokenizer)
         if changed:
             notice = f"the {side}'s tokenizer does not give back {changed} of {len(windows)} held-out windows"
             notice += " as they were, so that its bits per byte cannot be compared with others'"
@@ -204,7 +204,7 @@ def _together(
     return Setup(teacher, student, corpus, parts[0], parts[1], None, notices)
 
 
-def _set_template(given: str | None, teacher: Party, student: Party) -> list[str]:
+def _set_template(given: str | None, teacher: ModelBundle, student: ModelBundle) -> list[str]:
     """Give the student the chat template that was asked for, and the teacher, if it has none."""
     if given is None:
         return []

@@ -206,7 +206,7 @@ class VocabShard(Composite):
         if xp.name != "torch":
             raise TypeError(f"{name}: a VocabShard needs the torch backend, got backend {xp.name!r}")
 
-    def _select(
+    def _own_traces(
         self,
         mask: Any,
         *,

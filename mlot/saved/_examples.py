@@ -78,8 +78,8 @@ def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
         (rendered,) = render(example, [tokenizer], {}, ["teacher"])
         tokens = tokenize(tokenizer, rendered, start_token(tokenizer), tokenizer.eos_token_id)
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name}: {error}") from error
+        error_type = TypeError if isinstance(error, TypeError) else ValueError
+        raise error_type(f"{name}: {error}") from error
     return tokens.ids, tokens.labels(len(tokens.ids))
 
 
@@ -104,9 +104,9 @@ def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:
     if kept.shape != ids.shape:
         raise ValueError(f"{name}: expected labels or a mask ({len(ids)},), as ids, got shape {kept.shape}")
     # A mask of 0 and 1 would pass for labels.
-    for kind, wanted, types in (("mask", "booleans", "b"), ("labels", "integers", "iu")):
-        if said == kind and kept.size and kept.dtype.kind not in types:
-            raise TypeError(f"{name}: expected {wanted} for {kind}, got {kept.dtype}")
+    for field, wanted, letters in (("mask", "booleans", "b"), ("labels", "integers", "iu")):
+        if said == field and kept.size and kept.dtype.kind not in letters:
+            raise TypeError(f"{name}: expected {wanted} for {field}, got {kept.dtype}")
     ids, kept = ids[:max_length], kept[:max_length]
     mask = _mask(name, kept)
     return TeacherExample(key_of(ids, mask), ids.astype(np.int32), mask)

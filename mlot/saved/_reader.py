@@ -58,9 +58,9 @@ class SavedTeacher:
             self.manifest.require(expect, self.folder)
         paths = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
         self._shards = [Shard(path, self.manifest) for path in paths]
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Set up what is read on demand."""
         self._starts = np.cumsum([0, *(shard.examples for shard in self._shards)])
         self._open: dict[int, Rows] = {}
@@ -72,7 +72,7 @@ class SavedTeacher:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
     # -- what there is -----------------------------------------------------------------------------------
 
@@ -130,8 +130,8 @@ class SavedTeacher:
             TypeError, ValueError: something is no key.
         """
         keys = list(dict.fromkeys(keys)) if not isinstance(keys, str) else keys
-        places = self._find(packed("keys", keys))
-        return [key for key, place in zip(keys, places, strict=True) if place < 0]
+        rows = self._find(packed("keys", keys))
+        return [key for key, row in zip(keys, rows, strict=True) if row < 0]
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum.
@@ -175,10 +175,10 @@ class SavedTeacher:
 
         xp = get_backend(backend)
         _checks.count("length", length, allow_none=True, least=0)
-        places = self._places(examples)
-        shards = np.searchsorted(self._starts, places, side="right") - 1
+        positions = self._rows_of(examples)
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
         located = [
-            (self._rows(int(s)), int(n - self._starts[s])) for s, n in zip(shards, places, strict=True)
+            (self._rows(int(s)), int(n - self._starts[s])) for s, n in zip(shards, positions, strict=True)
         ]
         longest = max((int(rows.lengths[n]) for rows, n in located), default=0)
         if length is not None and length < longest:
@@ -235,11 +235,11 @@ class SavedTeacher:
             return np.full(len(wanted), -1)
         if self._order is None:
             self._order = np.argsort(keys, kind="stable")
-        place = np.searchsorted(keys, wanted, sorter=self._order)
-        candidates = self._order[np.minimum(place, len(keys) - 1)]
+        position = np.searchsorted(keys, wanted, sorter=self._order)
+        candidates = self._order[np.minimum(position, len(keys) - 1)]
         return np.where(keys[candidates] == wanted, candidates, -1)
 
-    def _places(self, examples: Any) -> NDArray[np.int64]:
+    def _rows_of(self, examples: Any) -> NDArray[np.int64]:
         """Index of each example asked for."""
         if isinstance(examples, str) or not (
             hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
@@ -249,14 +249,14 @@ class SavedTeacher:
             )
         if len(examples) and isinstance(examples[0], str):
             keys = list(examples)
-            places = self._find(packed("examples", keys))
-            if (places < 0).any():
-                lacking = [key for key, place in zip(keys, places, strict=True) if place < 0]
+            rows = self._find(packed("examples", keys))
+            if (rows < 0).any():
+                lacking = [key for key, row in zip(keys, rows, strict=True) if row < 0]
                 raise ValueError(
                     f"examples: expected saved ones, but {len(lacking)} of {len(keys)} keys are not in "
                     f"{str(self.folder)!r}, the first is {lacking[0]!r}"
                 )
-            return places
+            return rows
         indices = np.asarray(examples)
         if indices.ndim != 1:
             raise ValueError(f"examples: expected a sequence of keys or indices, got shape {indices.shape}")

@@ -142,8 +142,8 @@ class Shard:
         if len(raw) != self.size:
             raise damaged(self.path, f"expected {self.size} bytes, as when it was opened, got {len(raw)}")
         arrays = {}
-        for name, (kind, shape, start) in self._layout.arrays.items():
-            dtype = np.dtype(_TYPES[kind])
+        for name, (type_name, shape, start) in self._layout.arrays.items():
+            dtype = np.dtype(_TYPES[type_name])
             arrays[name] = (
                 raw[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
             )

@@ -94,11 +94,11 @@ class TeacherWriter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
+        if error_type is not None:
             self._drop()
         self.close()
 

@@ -19,7 +19,7 @@ from mlot.serving._entries import (
     Described,
     Entry,
     Lookup,
-    Tally,
+    SkipCounts,
     assemble,
     attribute,
     is_list,
@@ -96,10 +96,10 @@ def from_vllm(
     """
     settings = _settings(k, vocab_size, tail, temperature, length, padding_side, backend)
     _checks.flag("generated", generated)
-    tally, sequences = Tally(), []
+    skipped, sequences = SkipCounts(), []
     for where, rows in _vllm_rows(responses, generated):
-        sequences.append([_vllm_entries(row, f"{where}[{t}]", k, tally) for t, row in enumerate(rows)])
-    return _served(sequences, settings, tally)
+        sequences.append([_vllm_entries(row, f"{where}[{t}]", k, skipped) for t, row in enumerate(rows)])
+    return _served(sequences, settings, skipped)
 
 
 def from_sglang(
@@ -144,7 +144,7 @@ def from_sglang(
     settings = _settings(None, vocab_size, tail, temperature, length, padding_side, backend)
     _checks.count("start", start, least=0)
     _checks.flag("generated", generated)
-    tally = Tally()
+    skipped = SkipCounts()
     sequences: list[Described] = []
     for n, response in enumerate(_each(responses, _is_sglang_list)):
         where = f"responses[{n}]"
@@ -156,11 +156,11 @@ def from_sglang(
             rows += _list_of(more, f"{where}: expected meta_info with a list output_top_logprobs")
         described: list[list[Entry] | None] = [None] * start
         described += [
-            None if row is None else likeliest(_sglang_entries(row, f"{where}[{t}]"), None, tally)
+            None if row is None else likeliest(_sglang_entries(row, f"{where}[{t}]"), None, skipped)
             for t, row in enumerate(rows)
         ]
         sequences.append(described)
-    return _served(sequences, settings, tally)
+    return _served(sequences, settings, skipped)
 
 
 def from_openai(
@@ -216,7 +216,7 @@ def from_openai(
             [-1, -1]]])
     """
     settings = _settings(k, vocab_size, tail, temperature, length, padding_side, backend)
-    lookup, tally = Lookup.of(vocabulary), Tally()
+    lookup, skipped = Lookup.of(vocabulary), SkipCounts()
     choices = []
     for n, response in enumerate(_each(responses, lambda _: False)):
         where = f"responses[{n}]: expected a completion with a list of choices"
@@ -226,11 +226,11 @@ def from_openai(
     for (where, choice), count in zip(choices, before, strict=True):
         described: list[list[Entry] | None] = [None] * count
         described += [
-            None if row is None else likeliest(resolved(row, lookup, tally), k, tally)
+            None if row is None else likeliest(resolved(row, lookup, skipped), k, skipped)
             for row in _openai_rows(choice, where)
         ]
         sequences.append(described)
-    return _served(sequences, settings, tally)
+    return _served(sequences, settings, skipped)
 
 
 # -- what the formats have in common ---------------------------------------------------------------------
@@ -242,7 +242,7 @@ def _settings(
     """Check what all converters take; return what the source is made with."""
     _checks.count("k", k, allow_none=True)
     _checks.count("vocab_size", vocab_size, allow_none=True)
-    _checks.scale("temperature", temperature)
+    _checks.divisor("temperature", temperature)
     _checks.count("length", length, allow_none=True)
     _checks.choice("padding_side", padding_side, ("right", "left"))
     return {
@@ -255,8 +255,8 @@ def _settings(
     }
 
 
-def _served(sequences: Sequence[Described], settings: dict[str, Any], tally: Tally) -> Served:
-    return Served(assemble(sequences, **settings), tally.beyond, tally.unknown, tally.ambiguous)
+def _served(sequences: Sequence[Described], settings: dict[str, Any], skipped: SkipCounts) -> Served:
+    return Served(assemble(sequences, **settings), skipped.beyond, skipped.unknown, skipped.ambiguous)
 
 
 def _each(responses: Any, is_one: Callable[[Any], bool]) -> list[Any]:
@@ -295,9 +295,9 @@ def _vllm_rows(responses: Any, generated: bool) -> list[tuple[str, Sequence[Any]
         rows = response if is_list(response) else attribute(response, "prompt_logprobs")
         if rows is None and attribute(response, "choices") is not None:
             for c, choice in enumerate(_choices(response, f"{where}: expected a list of choices")):
-                place = f"{where}.choices[{c}]"
+                path = f"{where}.choices[{c}]"
                 rows = attribute(choice, "prompt_logprobs")
-                located.append((place, _list_of(rows, f"{place}: expected a list prompt_logprobs")))
+                located.append((path, _list_of(rows, f"{path}: expected a list prompt_logprobs")))
         else:
             located.append((where, _list_of(rows, f"{where}: expected a list prompt_logprobs")))
         if generated:
@@ -308,7 +308,7 @@ def _vllm_rows(responses: Any, generated: bool) -> list[tuple[str, Sequence[Any]
     return located
 
 
-def _vllm_entries(row: Any, where: str, k: int | None, tally: Tally) -> list[Entry] | None:
+def _vllm_entries(row: Any, where: str, k: int | None, skipped: SkipCounts) -> list[Entry] | None:
     if row is None:
         return None
     if not hasattr(row, "items"):
@@ -321,7 +321,7 @@ def _vllm_entries(row: Any, where: str, k: int | None, tally: Tally) -> list[Ent
         rank = None if plain else attribute(value, "rank")
         logprob = number(value if plain else attribute(value, "logprob"), f"{where}[{key!r}]")
         entries.append(Entry(token_id(key, where), logprob, rank))
-    return likeliest(entries, k, tally)
+    return likeliest(entries, k, skipped)
 
 
 # -- SGLang ----------------------------------------------------------------------------------------------
@@ -365,10 +365,10 @@ def _openai_rows(choice: Any, where: str) -> list[list[tuple[str, bytes | None, 
     what = f"{where}: expected logprobs with a list content (chat) or top_logprobs (completions)"
     rows: list[list[tuple[str, bytes | None, float]] | None] = []
     for t, row in enumerate(_list_of(attribute(logprobs, "top_logprobs"), what)):
-        place = f"{where}.logprobs.top_logprobs[{t}]"
+        path = f"{where}.logprobs.top_logprobs[{t}]"
         if row is not None and not hasattr(row, "items"):
-            raise ValueError(f"{place}: expected None or text mapped to log-probabilities, got {row!r}")
-        rows.append(None if row is None else [(str(x), None, number(p, place)) for x, p in row.items()])
+            raise ValueError(f"{path}: expected None or text mapped to log-probabilities, got {row!r}")
+        rows.append(None if row is None else [(str(x), None, number(p, path)) for x, p in row.items()])
     return rows
 
 

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Tally:
+class SkipCounts:
     """What was left out while responses were read."""
 
     beyond: int = 0
@@ -68,7 +68,7 @@ def token_id(value: Any, where: str) -> int:
     return value
 
 
-def likeliest(entries: Iterable[Entry], k: int | None, tally: Tally) -> list[Entry]:
+def likeliest(entries: Iterable[Entry], k: int | None, skipped: SkipCounts) -> list[Entry]:
     """Entries that are the most likely of their position, in descending order.
 
     Servers add the token that stands there, however unlikely. It is told by its rank, or by being beyond the
@@ -82,7 +82,7 @@ def likeliest(entries: Iterable[Entry], k: int | None, tally: Tally) -> list[Ent
         kept = kept[:k]
     while kept and (kept[-1].rank or 0) > len(kept):
         kept.pop()
-    tally.beyond += len(given) - len(kept)
+    skipped.beyond += len(given) - len(kept)
     return kept
 
 
@@ -192,7 +192,9 @@ def _tokens(vocabulary: Any) -> Iterable[tuple[str | bytes, bytes | None, int]]:
             yield token, None if reader.scheme is None else reader.scheme.surface(token), i
 
 
-def resolved(tokens: Iterable[tuple[str, bytes | None, float]], lookup: Lookup, tally: Tally) -> list[Entry]:
+def resolved(
+    tokens: Iterable[tuple[str, bytes | None, float]], lookup: Lookup, skipped: SkipCounts
+) -> list[Entry]:
     """Entries of one position, up to the first that has not exactly one id.
 
     What comes after it is left out as well: a token that is absent must be no likelier than one that is kept.
@@ -202,15 +204,15 @@ def resolved(tokens: Iterable[tuple[str, bytes | None, float]], lookup: Lookup, 
     seen: set[int] = set()
     for n, (token, raw, logprob) in enumerate(ordered):
         if logprob <= SENTINEL:
-            tally.beyond += len(ordered) - n
+            skipped.beyond += len(ordered) - n
             break
         matches = lookup.find(token, raw)
         if len(matches) != 1 or matches[0] in seen:
             if matches:
-                tally.ambiguous += 1
+                skipped.ambiguous += 1
             else:
-                tally.unknown += 1
-            tally.beyond += len(ordered) - n - 1
+                skipped.unknown += 1
+            skipped.beyond += len(ordered) - n - 1
             break
         seen.add(matches[0])
         entries.append(Entry(matches[0], logprob))

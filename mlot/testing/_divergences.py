@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlot.testing import _oracle as oracle
-from mlot.testing._matching import matched_traces, truth_scale
+from mlot.testing._matching import matched_traces, truth_unit
 from mlot.testing._problems import counted, make_problem
 from mlot.testing._subject import Errors, Subject, error_of, exactly
 
@@ -16,7 +16,7 @@ def check_had(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     got = subject.xp.had(subject.traces(student), subject.traces(teacher), subject.array(pairs))
     counts = counted(pairs[:, :, 0] >= 0)
     truth = oracle.had(student.log_probs, teacher.log_probs, pairs)
-    yield "value", error_of(subject.read(got), truth, truth_scale(truth, counts))
+    yield "value", error_of(subject.read(got), truth, truth_unit(truth, counts))
     valid = [np.flatnonzero(row) for row in student.mask]
     same = np.full((len(valid), student.mask.shape[1], 2), -1)
     for row, positions in zip(same, valid, strict=True):
@@ -32,7 +32,7 @@ def check_sl(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     for what in ("value", "value without teacher mass"):
         got = subject.xp.sl(subject.traces(student), subject.traces(teacher), subject.array(pairs))
         truth = oracle.sl(student.log_probs, teacher.log_probs, pairs)
-        yield what, error_of(subject.read(got), truth, truth_scale(truth, counts))
+        yield what, error_of(subject.read(got), truth, truth_unit(truth, counts))
         # Again with a column that neither model thinks possible.
         student.log_probs[:, :, 0] = teacher.log_probs[:, :, 0] = -np.inf
 
@@ -49,4 +49,4 @@ def check_uld(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
         subject.array(problem.pairs),
     )
     truth = oracle.uld(problem.student.logits(), problem.teacher.logits(), problem.pairs)
-    yield "value", error_of(subject.read(got), truth, truth_scale(truth, problem.counts()))
+    yield "value", error_of(subject.read(got), truth, truth_unit(truth, problem.counts()))

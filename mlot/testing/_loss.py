@@ -11,7 +11,7 @@ from mlot._result import MultiLevelOTResult
 from mlot._typing import Array, CostKind, Matching
 from mlot.config import MultiLevelOTConfig
 from mlot.testing import _oracle as oracle
-from mlot.testing._matching import excess, truth_scale
+from mlot.testing._matching import excess, truth_unit
 from mlot.testing._oracle import Floats, Integers
 from mlot.testing._problems import Problem, make_problem
 from mlot.testing._selection import heaviest_error
@@ -205,10 +205,10 @@ def _outside(columns: Integers, sums: Floats, pool: int) -> float:
 def _greedy_excess(cost: Floats, columns: Integers) -> float:
     """How much dearer any of the choices is than the cheapest column left at that point."""
     free, worst = np.ones(cost.shape[1], dtype=bool), 0.0
-    scale = float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0)) or 1.0
+    unit = float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0)) or 1.0
     for row, column in zip(cost, columns.tolist(), strict=True):
         if row[column] != row[free].min():
-            worst = max(worst, float(row[column] - row[free].min()) / scale)
+            worst = max(worst, float(row[column] - row[free].min()) / unit)
         free[column] = False
     return worst
 
@@ -221,10 +221,10 @@ def _terms_errors(
     truth = terms(problem, config, *logits, columns, teacher_columns)
     positions = problem.student.mask.sum(axis=1)
     counts = problem.counts()
-    for name, scale in (("had", counts), ("sl", counts), ("sd", positions * truth.plan.sum(axis=(1, 2)))):
+    for name, unit in (("had", counts), ("sl", counts), ("sd", positions * truth.plan.sum(axis=(1, 2)))):
         value = getattr(truth, name)
-        yield name, error_of(subject.read(getattr(result, name)), value, truth_scale(value, scale))
-    yield "loss", error_of(subject.read(result.loss), truth.loss, truth_scale(truth.loss, counts + positions))
+        yield name, error_of(subject.read(getattr(result, name)), value, truth_unit(value, unit))
+    yield "loss", error_of(subject.read(result.loss), truth.loss, truth_unit(truth.loss, counts + positions))
     yield "plan", error_of(subject.read(result.plan), truth.plan)
     if truth.coupling is not None:
         yield "coupling", error_of(subject.read(result.coupling), truth.coupling)

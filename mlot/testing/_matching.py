@@ -55,8 +55,8 @@ def check_token_cost(subject: Subject, rng: np.random.Generator, n: int) -> Erro
                 temperature=temperature,
             )
             truth = oracle.token_cost(student.at(temperature), teacher.at(temperature), problem.pairs, kind)
-            scale = truth_scale(truth, problem.counts())
-            yield f"{kind} at temperature {temperature}", error_of(subject.read(got), truth, scale)
+            unit = truth_unit(truth, problem.counts())
+            yield f"{kind} at temperature {temperature}", error_of(subject.read(got), truth, unit)
 
 
 def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
@@ -79,14 +79,14 @@ def check_sequence_cost(subject: Subject, rng: np.random.Generator, n: int) -> E
                 what = f"{kind} at temperature {temperature}" + (
                     " with a coupling" if mixed is not None else ""
                 )
-                yield what, error_of(subject.read(got), truth, truth_scale(truth, _both(student, teacher)))
+                yield what, error_of(subject.read(got), truth, truth_unit(truth, _both(student, teacher)))
         got = subject.xp.sequence_cost(
             subject.traces(steep), subject.traces(steep), kind=kind, temperature=None
         )
         truth = _sequence_cost(steep, steep, kind, None, None)
         yield (
             f"{kind} of small probabilities",
-            error_of(subject.read(got), truth, truth_scale(truth, _both(steep, steep))),
+            error_of(subject.read(got), truth, truth_unit(truth, _both(steep, steep))),
         )
 
 
@@ -100,8 +100,8 @@ def check_assign(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     barred[(rng.random(shape) < 0.3) & ~np.eye(rows, columns, dtype=bool)] = np.inf
     coarse = rng.integers(0, 3, shape).astype(np.float64)
     for what, cost in (("random", plain), ("with infinities", barred), ("with ties", coarse)):
-        found = _matching(subject, cost, "optimal")
-        yield f"optimal, {what}", max(map(excess, cost, found))
+        matching = _matching(subject, cost, "optimal")
+        yield f"optimal, {what}", max(map(excess, cost, matching))
         yield (
             f"greedy, {what}",
             exactly(_matching(subject, cost, "greedy"), [greedy(matrix) for matrix in cost]),
@@ -122,7 +122,7 @@ def check_marginals(subject: Subject, rng: np.random.Generator, n: int) -> Error
         yield name, error_of(subject.read(weights), truth)
 
 
-def truth_scale(truth: Floats, mass: Floats) -> Floats:
+def truth_unit(truth: Floats, mass: Floats) -> Floats:
     """Scale of a sum of probabilities: its largest entry, or the mass that was summed if that is more."""
     finite = np.where(np.isfinite(truth), np.abs(truth), 0.0)
     result: Floats = np.maximum(finite.reshape(len(truth), -1).max(axis=1, initial=0.0), mass)

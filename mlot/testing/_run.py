@@ -203,7 +203,7 @@ def _run(
     worst, detail, done = 0.0, "", 0
     for n in range(cases):
         rng = np.random.default_rng((seed, n, zlib.crc32(operation.encode())))
-        subject.forget()
+        subject.reset()
         try:
             for what, error in check(subject, rng, n):
                 done = n + 1

@@ -115,8 +115,8 @@ def _settings_errors(subject: Subject, traces: Traces, truth: TraceData) -> Erro
 
 def _log_error(got: Floats, truth: Floats) -> float:
     """Error of logarithms, whose unit is 1 where they are small."""
-    scale = np.abs(np.where(np.isfinite(truth), truth, 0.0)).max(axis=(1, 2), initial=1.0)
-    return error_of(got, truth, scale)
+    unit = np.abs(np.where(np.isfinite(truth), truth, 0.0)).max(axis=(1, 2), initial=1.0)
+    return error_of(got, truth, unit)
 
 
 def _tie_error(subject: Subject, rng: np.random.Generator) -> float:

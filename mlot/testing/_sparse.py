@@ -66,8 +66,8 @@ def _likeliest(
         logs = oracle.log_softmax(rng.normal(scale=2.0, size=(1, vocabulary)), base)[0]
         count = int(rng.integers(1, most + 1))
         chosen = rng.permutation(np.argsort(-logs, kind="stable")[:count])
-        places = rng.permutation(most)[:count]
-        ids[b, t, places], logprobs[b, t, places] = chosen, rounded(logs[chosen], problem.single)
+        order = rng.permutation(most)[:count]
+        ids[b, t, order], logprobs[b, t, order] = chosen, rounded(logs[chosen], problem.single)
     return ids, logprobs
 
 

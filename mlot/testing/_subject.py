@@ -100,12 +100,12 @@ class Subject:
             raise MismatchError(f"expected a result of kind {kind}, got {values.dtype}")
         return values.astype(np.float64) if kind == "float" else values
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget what was handed out."""
         self._handed.clear()
 
     def check_arguments(self) -> None:
-        """Check that nothing handed out since `forget` was changed.
+        """Check that nothing handed out since `reset` was changed.
 
         Raises:
             MismatchError: an operation wrote into its argument.
@@ -117,7 +117,7 @@ class Subject:
                 raise MismatchError("an argument was written into")
 
 
-def error_of(array: NDArray[Any], truth: ArrayLike, scale: ArrayLike | None = None) -> float:
+def error_of(array: NDArray[Any], truth: ArrayLike, magnitude: ArrayLike | None = None) -> float:
     """Largest deviation from the truth, relative to the scale of each entry of the first axis.
 
     The scale is by default the largest finite magnitude of the truth there. Where it is 0 the result must be
@@ -135,8 +135,8 @@ def error_of(array: NDArray[Any], truth: ArrayLike, scale: ArrayLike | None = No
         return np.inf
     size = (
         np.abs(np.where(finite, rows, 0.0)).max(axis=1)
-        if scale is None
-        else np.broadcast_to(scale, len(rows))
+        if magnitude is None
+        else np.broadcast_to(magnitude, len(rows))
     )
     with np.errstate(invalid="ignore"):
         deviation = np.abs(np.where(finite, got - rows, 0.0)).max(axis=1)

@@ -78,14 +78,14 @@ def check_emd(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
     cost, a, b = transport_problem(rng, n, subject.single)
     transport = subject.xp.emd(subject.array(cost), subject.array(a), subject.array(b))
     truth = [oracle.exact_value(*problem) for problem in zip(cost, a, b, strict=True)]
-    scale = np.where(a.sum(axis=1) > 0, np.maximum(truth, a.sum(axis=1)), 0.0)
-    yield "value", error_of(subject.read(transport.value), truth, scale)
+    unit = np.where(a.sum(axis=1) > 0, np.maximum(truth, a.sum(axis=1)), 0.0)
+    yield "value", error_of(subject.read(transport.value), truth, unit)
     plan = subject.read(transport.plan)
     yield "non-negative plan", 0.0 if (plan >= 0).all() else np.inf
     yield "rows of the plan", error_of(plan.sum(axis=2), a)
     yield "columns of the plan", error_of(plan.sum(axis=1), b)
-    yield "cost of the plan", error_of(oracle.inner(plan, cost), truth, scale)
-    yield "marginal error", error_of(subject.read(transport.marginal_error), np.zeros(len(cost)), scale)
+    yield "cost of the plan", error_of(oracle.inner(plan, cost), truth, unit)
+    yield "marginal error", error_of(subject.read(transport.marginal_error), np.zeros(len(cost)), unit)
     yield "rounds", exactly(subject.read(transport.n_iter, "integer"), np.zeros(len(cost)))
 
 

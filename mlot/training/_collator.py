@@ -263,8 +263,8 @@ class DistillationCollator:
             try:
                 columns, truncation = self._prepare(dataset[n])
             except (TypeError, ValueError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"{name}[{n}]: {error}") from error
+                error_type = TypeError if isinstance(error, TypeError) else ValueError
+                raise error_type(f"{name}[{n}]: {error}") from error
             total += truncation
             if not truncation.empty:
                 made.append(columns)

@@ -76,7 +76,7 @@ class Pictures:
         matches: matched columns, the teacher's heaviest first.
         teacher_traces: the teacher's probabilities at paired positions, ``(matches, P)``.
         student_traces: the student's.
-        places: tokens that the paired positions predict, as the teacher cuts them, ``(P,)``.
+        paired_tokens: tokens that the paired positions predict, as the teacher cuts them, ``(P,)``.
     """
 
     cut: bool
@@ -88,7 +88,7 @@ class Pictures:
     matches: tuple[Match, ...]
     teacher_traces: Floats
     student_traces: Floats
-    places: tuple[str, ...]
+    paired_tokens: tuple[str, ...]
 
 
 def predicted_by(
@@ -189,7 +189,7 @@ class Painter:
             matches=self._matches(kept, matched, taught, learned, compared)[few],
             teacher_traces=taught[shown[:, 1]].T[few],
             student_traces=learned[shown[:, 0]].T[few],
-            places=teacher.predicted(shown[:, 1]),
+            paired_tokens=teacher.predicted(shown[:, 1]),
         )
 
     @torch.no_grad()

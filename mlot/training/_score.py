@@ -59,7 +59,7 @@ def evaluate_bits(model: nn.Module, examples: Examples, batch_size: int) -> Scor
     if not len(examples):
         raise ValueError("examples: expected at least one, got none")
     documents = sorted({piece.document for piece in examples.pieces})
-    place = {document: n for n, document in enumerate(documents)}
+    row = {document: n for n, document in enumerate(documents)}
     bits, sizes = np.zeros(len(documents)), np.zeros(len(documents))
     device = next(model.parameters()).device
     # those of like length together: less padding
@@ -71,8 +71,8 @@ def evaluate_bits(model: nn.Module, examples: Examples, batch_size: int) -> Scor
             batch = Batch.of({name: tensor.to(device) for name, tensor in made.items()})
             sums = example_sums(model(**batch.student).logits, batch).double().tolist()
             for n, (_, _, nats, size) in zip(some, sums, strict=True):
-                bits[place[examples.pieces[n].document]] += nats / math.log(2)
-                sizes[place[examples.pieces[n].document]] += size
+                bits[row[examples.pieces[n].document]] += nats / math.log(2)
+                sizes[row[examples.pieces[n].document]] += size
     return Score(bits, sizes)
 
 

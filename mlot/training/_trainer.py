@@ -144,10 +144,10 @@ class MultiLevelOTMixin(_Base):
         """
         batch = Batch.of(inputs)
         items = batch.targets.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        scale = 1
+        averaged_over = 1
         if num_items_in_batch is not None and self._over_processes:
             # The count is that of all processes, and their gradients are averaged.
-            scale = self.accelerator.num_processes // self.get_tp_size()
+            averaged_over = self.accelerator.num_processes // self.get_tp_size()
         predicted = self._predicted_by_teacher(batch)
 
         def terms_of(student: Tensor | LinearHead) -> DistillationTerms:
@@ -168,8 +168,8 @@ class MultiLevelOTMixin(_Base):
             loss = through_head(model, batch.student, self._head, loss_of)["loss"]
             terms = made[0]
         if model.training:
-            self._remember(terms, batch, scale)
-        loss = loss * scale
+            self._remember(terms, batch, averaged_over)
+        loss = loss * averaged_over
         return (loss, outputs) if return_outputs else loss
 
     def _predicted_by_teacher(self, batch: Batch) -> Predicted | None:
@@ -229,7 +229,7 @@ class MultiLevelOTMixin(_Base):
                 running.logs = 0
         running.begin_step()
 
-    def _remember(self, terms: DistillationTerms, batch: Batch, scale: int) -> None:
+    def _remember(self, terms: DistillationTerms, batch: Batch, averaged_over: int) -> None:
         values = {"ce": terms.cross_entropy}
         transports = _transports(terms)
         # With the text's plan and no weight SD is not computed.
@@ -242,7 +242,7 @@ class MultiLevelOTMixin(_Base):
                 self._running.keep(result, batch.targets)
         elif terms.loss is not terms.cross_entropy:
             values["distillation"] = terms.distillation
-        self._running.add(**{name: value.detach() * scale for name, value in values.items()})
+        self._running.add(**{name: value.detach() * averaged_over for name, value in values.items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add the terms of the loss, each a mean over steps and processes since the last time."""

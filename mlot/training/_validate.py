@@ -82,12 +82,14 @@ def causal(name: str, model: Any) -> None:
     inner = language_model(model)
     if not isinstance(inner, PreTrainedModel):
         return
-    kind = type(inner).__name__
-    other = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and kind not in (
+    class_name = type(inner).__name__
+    other = class_name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and class_name not in (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     )
     if output_embedding(inner) is None or other or getattr(inner.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name}: expected a model with a causal head, such as LlamaForCausalLM, got {kind}")
+        raise ValueError(
+            f"{name}: expected a model with a causal head, such as LlamaForCausalLM, got {class_name}"
+        )
 
 
 def collator(value: Any, asked: Any) -> None:

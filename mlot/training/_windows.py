@@ -166,7 +166,7 @@ class Examples(Dataset[dict[str, Any]]):
         """The same, the other model being a saved teacher."""
         return Examples(self.pieces, *self._arguments, keys=True)
 
-    def settle(self) -> Truncation:
+    def drop_empty(self) -> Truncation:
         """Tokenise what may be too long, leave out that of which nothing is left, and say what was cut."""
         kept = [
             n

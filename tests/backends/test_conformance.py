@@ -263,7 +263,7 @@ def test_errors_are_measured_sequence_by_sequence() -> None:
     assert error_of(truth, truth) == 0
     assert error_of(truth + np.array([[1, 0], [0, 0]]), truth) == pytest.approx(1e-3)
     assert error_of(truth + np.array([[0, 0], [1e-3, 0]]), truth) == pytest.approx(2e-3)
-    assert error_of(truth + np.array([[1, 0], [0, 0]]), truth, scale=[10, 1]) == pytest.approx(0.1)
+    assert error_of(truth + np.array([[1, 0], [0, 0]]), truth, magnitude=[10, 1]) == pytest.approx(0.1)
 
 
 def test_what_cannot_be_right_is_infinitely_wrong() -> None:

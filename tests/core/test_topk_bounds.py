@@ -265,7 +265,7 @@ def test_intervals_hold_for_every_tail(seed: int, ratio: float, k: int) -> None:
         assert (probs[:k] <= found.high + 1e-9).all()
         assert (found.absent_low - 1e-9 <= probs[k:]).all()
         assert (probs[k:] <= found.absent_high + 1e-9).all()
-        assert probs[k:].sum() <= found.share + 1e-9
+        assert probs[k:].sum() <= found.absent_mass + 1e-9
 
 
 @settings(max_examples=100)

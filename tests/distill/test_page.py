@@ -98,7 +98,7 @@ def make_report(*, text="text", documents=12, nasty=False, twins=True, loaded=Tr
         matches=(Match(strange, "b", 1.25, 0.75, 0.625), Match("c", strange, 0.5, 0.25, 0.375)),
         teacher_traces=np.array([[0.5, 0.75], [0.25, 0.25]]),
         student_traces=np.array([[0.5, 0.25], [0.0, 0.25]]),
-        places=(strange, "b"),
+        paired_tokens=(strange, "b"),
     )
     sizes_of_text = {"documents": 12, "bytes": 1234, "windows": 56}
     return RunReport(

@@ -12,7 +12,7 @@ import mlot
 from mlot._examples import Example
 from mlot._hf.made import make_llama, train_bpe, train_unigram
 from mlot.distill import Examples, Piece, make_pieces
-from mlot.distill.setup import Party
+from mlot.distill.setup import ModelBundle
 from mlot.training._inspect import Painter, spell
 
 TEXTS = [
@@ -24,19 +24,19 @@ LENGTH, K = 96, 9
 
 
 @pytest.fixture(scope="module")
-def parties():
+def bundles():
     """An untrained student and an untrained teacher."""
     tokenizers = train_unigram(TEXTS, 290, LENGTH), train_bpe(TEXTS, 310, LENGTH)
     models = [make_llama(t, width=32, layers=1, length=LENGTH, seed=n) for n, t in enumerate(tokenizers)]
     with torch.no_grad():  # predictions that differ from place to place
         for model in models:
             model.double().lm_head.weight.mul_(20)
-    return Party(models[0], tokenizers[0]), Party(models[1], tokenizers[1])
+    return ModelBundle(models[0], tokenizers[0]), ModelBundle(models[1], tokenizers[1])
 
 
-def painter(parties, pieces, *, boundary=True, **settings):
+def painter(bundles, pieces, *, boundary=True, **settings):
     """A painter, and both models' logits, masks and pairs of its examples, computed one by one."""
-    student, teacher = parties
+    student, teacher = bundles
     examples = Examples(pieces, student.tokenizer, teacher.tokenizer, LENGTH)
     others = Examples(pieces, teacher.tokenizer, student.tokenizer, LENGTH)
     config = mlot.MultiLevelOTConfig(k=K, **settings)
@@ -52,9 +52,9 @@ def painter(parties, pieces, *, boundary=True, **settings):
 
     def expected(n):
         sides = []
-        for party, rows in ((student, examples), (teacher, others)):
+        for bundle, rows in ((student, examples), (teacher, others)):
             with torch.no_grad():
-                logits = party.model(torch.tensor(rows[n]["input_ids"][None])).logits.double().numpy()
+                logits = bundle.model(torch.tensor(rows[n]["input_ids"][None])).logits.double().numpy()
             sides += [logits, np.append(np.array(rows[n]["labels"])[1:] != -100, False)[None]]
         pairs = np.array([examples[n]["pairs"]]) if boundary else None
         result = mlot.multi_level_ot(
@@ -75,9 +75,9 @@ def probabilities(logits):
 @pytest.mark.parametrize(
     ("matching", "standardize"), [("optimal", False), ("rank", False), ("optimal", True)]
 )
-def test_pictures_of_a_text_that_is_shown_whole(parties, boundary, matching, standardize):
-    pieces = make_pieces(TEXTS[:2], parties[0].tokenizer, parties[1].tokenizer, LENGTH)
-    made, expected = painter(parties, pieces, boundary=boundary, matching=matching, standardize=standardize)
+def test_pictures_of_a_text_that_is_shown_whole(bundles, boundary, matching, standardize):
+    pieces = make_pieces(TEXTS[:2], bundles[0].tokenizer, bundles[1].tokenizer, LENGTH)
+    made, expected = painter(bundles, pieces, boundary=boundary, matching=matching, standardize=standardize)
     found = made.paint([1])
     row, (student, student_mask, teacher, teacher_mask), result = expected(1)
     assert not found.cut
@@ -100,24 +100,24 @@ def test_pictures_of_a_text_that_is_shown_whole(parties, boundary, matching, sta
         np.testing.assert_allclose(traces, wanted, rtol=1e-9, atol=1e-12)
         masses = [match.student_mass if side == 0 else match.teacher_mass for match in found.matches]
         np.testing.assert_allclose(masses, wanted.sum(axis=1), rtol=1e-9, atol=1e-12)
-    names = spell(parties[1].tokenizer, result.teacher_columns[0])
+    names = spell(bundles[1].tokenizer, result.teacher_columns[0])
     assert [match.teacher for match in found.matches] == names
     assert [match.student for match in found.matches] == spell(
-        parties[0].tokenizer, result.student_columns[0]
+        bundles[0].tokenizer, result.student_columns[0]
     )
     for side, name in (("student", "input_ids"), ("teacher", "teacher_input_ids")):
-        party = parties[0] if side == "student" else parties[1]
-        tokens = spell(party.tokenizer, np.array(row[name]))
+        bundle = bundles[0] if side == "student" else bundles[1]
+        tokens = spell(bundle.tokenizer, np.array(row[name]))
         assert [token for part in found.segments for token in getattr(part, side)] == tokens
         assert list(getattr(found, f"{side}_tokens")) == tokens[1:]
     assert sum(part.paired for part in found.segments) == len(row["pairs"])
-    assert len(found.places) == len(pairs)
+    assert len(found.paired_tokens) == len(pairs)
 
 
-def test_of_a_long_text_the_beginning_is_shown(parties):
-    pieces = make_pieces(TEXTS, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
+def test_of_a_long_text_the_beginning_is_shown(bundles):
+    pieces = make_pieces(TEXTS, bundles[0].tokenizer, bundles[1].tokenizer, LENGTH)
     long = next(n for n, piece in enumerate(pieces) if piece.document == 2)
-    made, expected = painter(parties, pieces)
+    made, expected = painter(bundles, pieces)
     found = made.paint([long])
     _, sides, result = expected(long)
     assert found.cut
@@ -136,27 +136,27 @@ def test_of_a_long_text_the_beginning_is_shown(parties):
     assert sum(match.distance for match in found.matches) == pytest.approx(result.had[0], rel=1e-9)
 
 
-def test_the_most_readable_example_is_chosen(parties):
-    pieces = make_pieces(TEXTS, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
-    made, expected = painter(parties, pieces)
+def test_the_most_readable_example_is_chosen(bundles):
+    pieces = make_pieces(TEXTS, bundles[0].tokenizer, bundles[1].tokenizer, LENGTH)
+    made, expected = painter(bundles, pieces)
     sizes = [max(int(mask.sum()) for mask in expected(n)[1][1::2]) for n in range(len(pieces))]
     nearest = int(np.argmin(np.abs(np.array(sizes) - 26)))
     assert made.paint(range(len(pieces))).segments == made.paint([nearest]).segments
     assert made.paint(range(len(pieces))).segments != made.paint([(nearest + 1) % len(pieces)]).segments
 
 
-def test_of_a_soft_matching_the_heaviest_partner_is_shown(parties):
-    pieces = make_pieces(TEXTS[:1], parties[0].tokenizer, parties[1].tokenizer, LENGTH)
-    made, expected = painter(parties, pieces, matching="sinkhorn")
+def test_of_a_soft_matching_the_heaviest_partner_is_shown(bundles):
+    pieces = make_pieces(TEXTS[:1], bundles[0].tokenizer, bundles[1].tokenizer, LENGTH)
+    made, expected = painter(bundles, pieces, matching="sinkhorn")
     _, _, result = expected(0)
     partners = result.student_columns[0][result.coupling[0].argmax(axis=1)]
-    assert [m.student for m in made.paint([0]).matches] == spell(parties[0].tokenizer, partners)
+    assert [m.student for m in made.paint([0]).matches] == spell(bundles[0].tokenizer, partners)
 
 
-def test_prompts_are_not_shown(parties):
+def test_prompts_are_not_shown(bundles):
     example = {"prompt": "Say one two three. ", "completion": "Return the sum."}
     record = Example(example, "here")
-    made, _ = painter(parties, [Piece(record.text, 0, True, record)])
+    made, _ = painter(bundles, [Piece(record.text, 0, True, record)])
     found = made.paint([0], seen_in_training=True)
     assert found.seen_in_training
     for side in ("student", "teacher"):
@@ -164,9 +164,9 @@ def test_prompts_are_not_shown(parties):
         assert "".join(drawn[1:]) == "Return␣the␣sum.</s>"
 
 
-def test_diagnostics_are_those_of_each_example(parties):
-    pieces = make_pieces(TEXTS * 15, parties[0].tokenizer, parties[1].tokenizer, LENGTH)
-    made, expected = painter(parties, pieces)
+def test_diagnostics_are_those_of_each_example(bundles):
+    pieces = make_pieces(TEXTS * 15, bundles[0].tokenizer, bundles[1].tokenizer, LENGTH)
+    made, expected = painter(bundles, pieces)
     found = made.diagnostics(range(len(pieces)))
     assert all(len(values) == 32 for values in found.values())
     for n in (0, 3, 31):

@@ -186,7 +186,7 @@ def test_pieces_fit_and_join_to_the_documents(tokenizers, length):
     assert ["".join(p.text for p in pieces if p.document == n) for n in range(len(TEXTS))] == TEXTS
     assert [p.document for p in pieces] == sorted(p.document for p in pieces)
     examples = Examples(pieces, student, teacher, length)
-    whole = examples.settle()
+    whole = examples.drop_empty()
     assert (whole.cut, whole.empty, examples.pieces) == (0, 0, pieces)
     for n, piece in enumerate(pieces):
         last = n + 1 == len(pieces) or pieces[n + 1].document != piece.document
@@ -313,7 +313,7 @@ def test_records_become_examples(tokenizers, tmp_path):
     rest = pieces[len(texts) :]
     assert [piece.record for piece in rest] == records[1:]
     examples = Examples(pieces, student, teacher, 48)
-    assert examples.settle().cut == 0
+    assert examples.drop_empty().cut == 0
     for n, piece in enumerate(rest, start=len(texts)):
         row = examples[n]
         learnt = [i for i, m in zip(row["input_ids"], row["text_mask"], strict=True) if m]
@@ -329,7 +329,7 @@ def test_what_is_too_long_is_cut_and_what_is_left_empty_dropped(tokenizers):
         for n, r in enumerate([long, hopeless, {"prompt": "one ", "completion": "two"}])
     ]
     examples = Examples(made, *tokenizers, 24)
-    cut = examples.settle()
+    cut = examples.drop_empty()
     assert (cut.examples, cut.cut, cut.empty) == (3, 2, 1)
     assert cut.cut_bytes > 100
     assert [piece.document for piece in examples.pieces] == [0, 2]
@@ -340,7 +340,7 @@ def test_a_record_that_a_tokenizer_cannot_take_is_named(tokenizers):
     record = Example(RECORDS[2], "--text: line 12")
     examples = Examples([Piece(record.text, 0, True, record)], *tokenizers, 24)
     with pytest.raises(ValueError, match="--text: line 12: student_tokenizer: expected a chat template"):
-        examples.settle()
+        examples.drop_empty()
 
 
 def test_without_transformers_the_error_says_what_to_install():

@@ -142,7 +142,7 @@ class TorchBackend(Backend):
         temperature: float,
         extra_temperatures: tuple[float, ...],
     ) -> Traces:
-        return torch_topk.select(source, mask, k, temperature, extra_temperatures)
+        return torch_topk.sparse_traces(source, mask, k, temperature, extra_temperatures)
 
     @_full_precision
     def take(

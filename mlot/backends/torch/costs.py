@@ -28,12 +28,12 @@ class PairwiseL1(torch.autograd.Function):
     def backward(ctx: Any, cost_bar: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         wants_x, wants_y = ctx.needs_input_grad
-        x_bar = _pull(x, y, cost_bar) if wants_x else None
-        y_bar = _pull(y, x, cost_bar.mT) if wants_y else None
+        x_bar = _point_gradient(x, y, cost_bar) if wants_x else None
+        y_bar = _point_gradient(y, x, cost_bar.mT) if wants_y else None
         return x_bar, y_bar
 
 
-def _pull(x: Tensor, y: Tensor, cost_bar: Tensor) -> Tensor:
+def _point_gradient(x: Tensor, y: Tensor, cost_bar: Tensor) -> Tensor:
     """Gradient of the first set of points."""
     if x.device.type == "cpu":
         # The last argument is read only for other norms than p = 1.

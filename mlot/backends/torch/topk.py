@@ -18,7 +18,7 @@ from mlot.traces import Traces
 
 
 @torch.no_grad()
-def select(
+def sparse_traces(
     source: TopKLogprobs, mask: Tensor, k: int, temperature: float, extra_temperatures: tuple[float, ...]
 ) -> Traces:
     """Traces of the k heaviest columns."""
@@ -82,8 +82,8 @@ def _normalizer(
         return torch.zeros_like(missing)
     normalizer = (ratio * logs).logsumexp(-1) if logs.shape[-1] else torch.full_like(missing, -torch.inf)
     if source.tail == "uniform":
-        share = missing / absent.clamp(min=1)
-        normalizer = torch.logaddexp(normalizer, absent.log() + ratio * share.log())
+        each = missing / absent.clamp(min=1)
+        normalizer = torch.logaddexp(normalizer, absent.log() + ratio * each.log())
     elif source.tail == "zero":
         least = logs.masked_fill(torch.isneginf(logs) & (source.ids < 0), 0)
         cap = least.amin(-1).exp() if logs.shape[-1] else torch.ones_like(missing)
@@ -109,8 +109,8 @@ def _gathered(
 ) -> Tensor:
     """Log-probabilities ``(B, T, k)``: each entry goes to its column's place, or past the last."""
     k = columns.shape[1]
-    places = torch.full((len(ids), vocabulary), k, device=ids.device)
-    places.scatter_(1, columns, torch.arange(k, device=ids.device).expand_as(columns))
-    place = places.gather(1, ids).view(here.shape).masked_fill(~here, k)
+    slots = torch.full((len(ids), vocabulary), k, device=ids.device)
+    slots.scatter_(1, columns, torch.arange(k, device=ids.device).expand_as(columns))
+    slot = slots.gather(1, ids).view(here.shape).masked_fill(~here, k)
     kept = log_absent[..., None].repeat(1, 1, k + 1)
-    return kept.scatter_(2, place, log_probs)[..., :k]
+    return kept.scatter_(2, slot, log_probs)[..., :k]

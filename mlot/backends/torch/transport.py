@@ -157,11 +157,11 @@ class Sinkhorn(torch.autograd.Function):
         plan = half.plan(us[-1], vs[-1])
         if not ctx.safe:
             cost = where_used(cost, plan)
-        scale = value_bar[:, None, None]
-        log_plan_bar = torch.addcmul(plan_bar, scale, cost).mul_(plan)
+        value_slope = value_bar[:, None, None]
+        log_plan_bar = torch.addcmul(plan_bar, value_slope, cost).mul_(plan)
         active = torch.arange(len(us), device=cost.device)[:, None] < rounds if ctx.stops else None
         log_kernel_bar, log_a_bar, log_b_bar = half.back(us, vs, log_plan_bar, active)
-        cost_bar = log_kernel_bar.mul_(-1 / ctx.epsilon).addcmul_(plan, scale)
+        cost_bar = log_kernel_bar.mul_(-1 / ctx.epsilon).addcmul_(plan, value_slope)
         a_bar = _divide(log_a_bar, a, a) if ctx.needs_input_grad[1] else None
         b_bar = _divide(log_b_bar, b, b) if ctx.needs_input_grad[2] else None
         return cost_bar, a_bar, b_bar, None, None, None, None
