@@ -20,6 +20,8 @@ from mlot import _checks
 
 FORMAT = "mlot.traces.2"
 TRACE_FIELDS = ("columns", "log_probs", "log_normalizers", "column_mass", "mask")
+#: Most bytes of a header, as safetensors itself has it.
+MOST_HEADER = 100_000_000
 #: How the name of a file ends that is still being written.
 PARTIAL = ".partial"
 #: Types that log-probabilities can be stored in.
@@ -130,6 +132,8 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
         KeyError, TypeError, ValueError: it is none of ours, or damaged.
     """
     length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"header: expected at most {MOST_HEADER} bytes, got {length}")
     if size < 8 + length:
         raise ValueError(f"size: expected at least {8 + length} bytes, got {size}")
     header = _loads(file.read(length))

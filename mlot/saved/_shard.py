@@ -26,7 +26,7 @@ _NAMES = {"float16": "F16", "float32": "F32", "float64": "F64"}
 _TYPES = {"U8": "<u1", "I32": "<i4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 #: What reading a damaged or foreign file can raise before it is known what it is.
-DAMAGE = (KeyError, TypeError, UnicodeDecodeError, ValueError, OverflowError)
+DAMAGE = (KeyError, IndexError, TypeError, UnicodeDecodeError, ValueError, OverflowError)
 
 
 def file_name(number: int) -> str:
@@ -101,6 +101,8 @@ class Shard:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
+        if not path.is_file():  # opening a pipe would wait for somebody to write
+            raise damaged(path, "it is no file")
         self.size = path.stat().st_size
         try:
             with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """Damaged, cut and foreign files in the folder of a saved teacher."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def _rewritten(path: Path, **changes: object) -> None:
     save_file({**load_file(path), **changes}, path, metadata=header)
 
 
+def _sparse(path: Path, size: int) -> None:
+    """A file that says it is large, and takes next to nothing."""
+    with path.open("wb") as file:
+        file.write((size - 8).to_bytes(8, "little"))
+        file.truncate(size)
+
+
 FOREIGN = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
@@ -38,6 +46,11 @@ FOREIGN = {
     "another type": lambda path: _rewritten(path, log_probs=np.zeros((4, 6), np.float32)),
     "other columns": lambda path: _rewritten(path, log_probs=np.zeros((4, 5), np.float16)),
     "no keys": lambda path: _rewritten(path, keys=np.zeros((0, 16), np.uint8)),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a number for an array": lambda path: _rewritten(path, lengths=np.zeros((), np.int32)),
+    "numbers for all": lambda path: _rewritten(path, **{n: np.zeros((), np.int32) for n in load_file(path)}),
+    "a header without an end": lambda path: _sparse(path, 300_000_000_000),
+    "nested deeply": lambda path: path.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5),
     "an array more": lambda path: _rewritten(path, more=np.zeros(3)),
 }
 
