@@ -50,9 +50,10 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file of traces, found none at {str(path)!r}")
-    content = path.read_bytes()
     try:
-        return _parse(content, module)
+        with path.open("rb") as file:  # a header that promises something else is refused before all is read
+            read_layout(file, path.stat().st_size)
+        return _parse(path.read_bytes(), module)
     except (KeyError, TypeError, UnicodeDecodeError, ValueError, OverflowError, module_error()) as error:
         raise ValueError(f"path: {str(path)!r} is damaged or no file of traces: {error!r}") from error
 

@@ -288,3 +288,12 @@ def test_nesting_is_refused(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(ValueError, match="nested too deeply"):
         mlot.Traces.load(path)
+
+
+def test_a_file_that_says_it_is_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "teacher"
+    with path.open("wb") as file:
+        file.write((300_000_000_000 - 8).to_bytes(8, "little"))
+        file.truncate(300_000_000_000)
+    with pytest.raises(ValueError, match="header: expected at most"):
+        mlot.Traces.load(path)
