@@ -18,10 +18,8 @@ class Composite:
 
     #: Whether every column of the vocabulary can be read, as ULD and cross-entropy need.
     _whole: ClassVar[bool] = True
-    #: Whether it reads its logits by itself, in `_log_probs_at` and `_logits_at`, whatever can be read of it.
-    _scores: ClassVar[bool] = False
-    #: Whether traces of it are selected by its own `_select`, not by the backend.
-    _selects: ClassVar[bool] = False
+    #: Whether it reads its logits by itself, in `_read` and `_logits_at`, whatever can be read of it.
+    _reads: ClassVar[bool] = False
     #: Why this cannot be a student; empty if it can.
     _no_student: ClassVar[str] = ""
     #: Whether it knows by itself which positions count, so that labels are not needed for a mask.
@@ -47,24 +45,12 @@ class Composite:
         """Mask ``(B, T)`` where none is given."""
         return xp.full_mask(self)
 
-    def _log_probs_at(self, ids: Array, mask: Array, temperature: float) -> Array:
-        """Log-probabilities ``(B, T, K)`` of listed tokens; minus infinity where none is, or none counts."""
+    def _read(self, mask: Array, settings: Any, request: Any) -> Any:
+        """Answer a request of the torch backend; see `mlot.backends.torch.read`."""
         raise NotImplementedError
 
     def _logits_at(self, b: Array, t: Array) -> Array:
         """Logits ``(U, V)`` of listed positions, constants."""
-        raise NotImplementedError
-
-    def _own_traces(
-        self,
-        mask: Array,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-    ) -> Any:
-        """Traces of the heaviest columns, where ``_selects`` says that the backend does not select them."""
         raise NotImplementedError
 
     def _check_mask(self, xp: ArrayOperations, name: str, mask: Array, of: str) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from mlot import _arguments, _checks
-from mlot._composite import Composite
 from mlot._typing import Array
 from mlot.backends.base import Backend
 from mlot.sources import Predictions, Source
@@ -92,15 +91,14 @@ def select_columns(
                 "TopKLogprobs, got standardize=True"
             )
         return xp.select_sparse(source, mask, k=k, temperature=temperature, extra_temperatures=extra)
-    settings: dict[str, Any] = {
-        "k": k,
-        "temperature": temperature,
-        "extra_temperatures": extra,
-        "standardize": standardize,
-    }
-    if isinstance(source, Composite) and source._selects:
-        return cast(Traces, source._own_traces(mask, **settings))
-    return xp.select(cast(Predictions, source), mask, **settings)
+    return xp.select(
+        cast(Predictions, source),
+        mask,
+        k=k,
+        temperature=temperature,
+        extra_temperatures=extra,
+        standardize=standardize,
+    )
 
 
 def _first_columns(traces: Traces, k: int) -> Traces:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mlot import _arguments, _checks
 from mlot._composite import Composite
 from mlot._result import MultiLevelOTResult
+from mlot._student_pass import StudentPass
 from mlot.backends import get_backend
-from mlot.backends.torch.ops import cross_entropy
 from mlot.config import MultiLevelOTConfig, checked_config, default_alpha
 from mlot.divergences import uld
 from mlot.losses import multi_level_ot
@@ -60,6 +60,10 @@ class MultiLevelOTLoss(nn.Module):
         config: settings of the transport; ``None`` means the paper's.
         alpha: weight of the distillation term; with 0 it is not computed. ``None``: the paper's 0.15, and 1
             for ``matching="text"``.
+        overwrite_logits: write the gradient of dense logits into their own memory, which spares one array of
+            their size. The logits are gone after the backward pass; whatever else needs them there, and a
+            second backward pass, is refused by autograd. Without effect with ``standardize=True`` and other
+            settings that take several passes over the student, and in compiled code.
 
     Raises:
         TypeError, ValueError: a setting is of the wrong kind or out of range.
@@ -73,11 +77,19 @@ class MultiLevelOTLoss(nn.Module):
     >>> loss.backward()
     """
 
-    def __init__(self, config: MultiLevelOTConfig | None = None, alpha: float | None = None) -> None:
+    def __init__(
+        self,
+        config: MultiLevelOTConfig | None = None,
+        alpha: float | None = None,
+        *,
+        overwrite_logits: bool = False,
+    ) -> None:
         super().__init__()
         self.config = checked_config(config)
         self.alpha = default_alpha(self.config) if alpha is None else alpha
         _checks.number("alpha", self.alpha, allow_zero=True)
+        _checks.flag("overwrite_logits", overwrite_logits)
+        self.overwrite_logits = overwrite_logits
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, config={self.config}"
@@ -148,10 +160,10 @@ class MultiLevelOTLoss(nn.Module):
         student_mask, teacher_mask = _masks(
             student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch
         )
-        ot = None
+        ot, student = None, self._pass(student_logits, student_labels, student_mask)
         if self.alpha:
             ot = multi_level_ot(
-                student_logits,
+                student,
                 teacher_logits,
                 student_mask=student_mask,
                 teacher_mask=teacher_mask,
@@ -160,8 +172,10 @@ class MultiLevelOTLoss(nn.Module):
                 num_items=num_items_in_batch,
                 text=text,
             )
-        nll = mean_cross_entropy(student_logits, student_labels, student_mask, num_items_in_batch)
-        return self._sum(nll, ot)
+        return self._sum(_mean_nll(student, num_items_in_batch), ot)
+
+    def _pass(self, logits: StudentLogits, labels: Tensor, mask: Tensor) -> StudentPass:
+        return StudentPass(logits, _next(labels), mask, overwrite=self.overwrite_logits)
 
     def _several(
         self,
@@ -176,12 +190,12 @@ class MultiLevelOTLoss(nn.Module):
         if pairs is not None:
             raise ValueError("pairs: expected None with several teachers, each of which brings its own")
         student_mask, masked = _masks_of_several(student, teachers, student_labels, teacher_labels, num_items)
-        ot = None
+        ot, once = None, self._pass(student, student_labels, student_mask)
         if self.alpha:
             ot = multi_teacher_ot(
-                student, masked, student_mask=student_mask, config=self.config, num_items=num_items
+                once, masked, student_mask=student_mask, config=self.config, num_items=num_items
             )
-        return self._sum(mean_cross_entropy(student, student_labels, student_mask, num_items), ot)
+        return self._sum(_mean_nll(once, num_items), ot)
 
     def _sum(self, nll: Tensor, ot: MultiLevelOTResult | MultiTeacherResult | None) -> DistillationTerms:
         if ot is None:
@@ -316,7 +330,7 @@ def _masks_of_several(
 
 def _student_mask(student: StudentLogits, labels: Tensor, num_items: float | Tensor | None) -> Tensor:
     _arguments.num_items(num_items)
-    if not (isinstance(student, Composite) and student._scores):
+    if not (isinstance(student, Composite) and student._reads):
         _arguments.whole_source("student_logits", student, "cross-entropy needs them")
     return _mask_of("student_labels", labels, student, "student_logits")
 
@@ -343,9 +357,17 @@ def _mask_of(name: str, labels: Any, source: Any, of: str) -> Tensor:
     return mask
 
 
+def _next(labels: Tensor) -> Tensor:
+    """The label that each position predicts; the last position predicts none."""
+    return torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
+
+
 def mean_cross_entropy(
     source: StudentLogits, labels: Tensor, mask: Tensor, num_items: float | Tensor | None
 ) -> Tensor:
-    targets = torch.cat([labels[:, 1:], labels[:, :1]], dim=1)
-    total = cross_entropy(source, targets, mask).sum()
-    return total / (mask.sum().clamp(min=1) if num_items is None else num_items)
+    return _mean_nll(StudentPass(source, _next(labels), mask), num_items)
+
+
+def _mean_nll(student: StudentPass, num_items: float | Tensor | None) -> Tensor:
+    total = student.negative_log_likelihood().sum()
+    return total / (student.mask.sum().clamp(min=1) if num_items is None else num_items)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from mlot import _checks
 from mlot._arrays import ArrayOperations
 from mlot._composite import Composite, arrays_of
 from mlot._typing import Array
 from mlot.traces import Traces
 
 __all__ = ["LinearHead", "Predictions", "Source", "arrays_of"]
+
+#: Bytes of logits of a head that are formed at a time, unless it says otherwise.
+CHUNK_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,8 @@ class LinearHead(Composite):
         bias: ``(V,)`` or ``None``.
         softcap: positive bound on the logits' magnitude, or ``None``.
         scale: factor on the logits before the cap, or ``None``.
+        chunk_bytes: bytes of logits that are formed at a time, one position at least. More is faster, since
+            the weight is read once for each chunk; the NumPy backend goes by positions whatever it is.
 
     Raises:
         TypeError: an array has no shape, or a number is not one.
@@ -48,6 +54,7 @@ class LinearHead(Composite):
     bias: Array | None = None
     softcap: float | None = None
     scale: float | None = None
+    chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
         for name, wanted, rank in (("hidden", "(B, T, D)", 3), ("weight", "(V, D)", 2), ("bias", "(V,)", 1)):
@@ -75,6 +82,7 @@ class LinearHead(Composite):
                 raise TypeError(f"{name}: expected a number or None, got {type(number).__name__}")
             if not math.isfinite(number) or (name == "softcap" and number <= 0) or number == 0:
                 raise ValueError(f"{name}: expected a finite, non-zero number (softcap > 0), got {number}")
+        _checks.count("chunk_bytes", self.chunk_bytes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,7 +93,7 @@ class LinearHead(Composite):
     def map(self, function: Callable[[Array], Array]) -> LinearHead:
         """Return the same head with ``function`` applied to every array."""
         bias = None if self.bias is None else function(self.bias)
-        return LinearHead(function(self.hidden), function(self.weight), bias, self.softcap, self.scale)
+        return replace(self, hidden=function(self.hidden), weight=function(self.weight), bias=bias)
 
     def _check(self, xp: ArrayOperations, name: str) -> None:
         for field, array in (("hidden", self.hidden), ("weight", self.weight), ("bias", self.bias)):

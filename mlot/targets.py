@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 from mlot import _arguments, _checks
@@ -131,7 +130,7 @@ def text_sides(
     backend: str | None,
 ) -> tuple[Backend, Source, TextTargets, Array]:
     """Check what is compared by the text; return the student, the targets and the student's mask."""
-    if not (isinstance(student, Composite) and student._scores):
+    if not (isinstance(student, Composite) and student._reads):
         _arguments.whole_source("student", student, "the tokens of its targets are read")
     if pairs is not None:
         raise ValueError("pairs: expected None with matching='text', since the text gives them, got pairs")
@@ -251,24 +250,24 @@ def text_loss(
         )
     has_target = student_mask & (targets.served > 0)
     counts, positions = xp.count_positions(has_target), xp.count_positions(student_mask)
-    had, sl, listed = xp.text_terms(
-        cast(Predictions, student), targets, has_target, temperature=config.temperature
-    )
     nothing = counts * float("nan")
     sd, error, plan = nothing, nothing, None
-    columns = targets.ids[:, 0, :0] if targets.shape[1] else targets.ids[:, :, 0]
+    columns, teacher_traces = targets.ids.sum(1)[:, :0], None
+    extra: tuple[float, ...] = ()
     if config.sd_weight:
         teacher_traces = _heaviest(xp, targets, has_target, config)
         columns = teacher_traces.columns
-        own = isinstance(student, Composite) and student._selects
-        traces_of = cast(Any, student).take if own else partial(xp.take, cast(Predictions, student))
-        student_traces = traces_of(
-            columns,
-            student_mask,
-            temperature=config.temperature,
-            extra_temperatures=tuple({config.sequence_temperature} - {config.temperature}),
-            standardize=False,
-        )
+        extra = tuple({config.sequence_temperature} - {config.temperature})
+    had, sl, listed, student_traces = xp.text_terms(
+        cast(Predictions, student),
+        targets,
+        has_target,
+        columns,
+        student_mask,
+        temperature=config.temperature,
+        extra_temperatures=extra,
+    )
+    if teacher_traces is not None:
         sd, transport = sequence_transport(
             xp,
             student_traces,

@@ -204,11 +204,21 @@ class Backend(ArrayOperations):
         raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
 
     def text_terms(
-        self, student: Predictions, targets: TextTargets, mask: Array, *, temperature: float
-    ) -> tuple[Array, Array, Array]:
-        """HAD, SL and the student's mass on the listed tokens, ``(B,)`` each, of positions with a target.
+        self,
+        student: Predictions,
+        targets: TextTargets,
+        has_target: Array,
+        columns: Array,
+        mask: Array,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> tuple[Array, Array, Array, Traces]:
+        """HAD, SL and the student's mass on the listed tokens, ``(B,)`` each, and traces of given columns.
 
-        What is not listed counts as one token: its probability is the rest on either side.
+        The first three are sums over the positions that have a target, at ``temperature``; what is not
+        listed counts as one token, whose probability is the rest on either side. The traces, as of `take`,
+        come from the same pass over the student.
         """
         raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mlot import _arguments, _checks
 from mlot._composite import Composite, arrays_of
+from mlot.backends.torch.read import Reading, Request, traces_of
 from mlot.backends.torch.rows import SourceLayout
-from mlot.backends.torch.select import Settings
-from mlot.distributed import _losses, _selection
+from mlot.backends.torch.statistics import Settings
+from mlot.distributed import _read
 from mlot.distributed._fsdp import is_dtensor
 from mlot.distributed._partition import VocabularyPartition, agree_on_sizes, rank_in
 from mlot.sources import LinearHead
@@ -46,11 +47,11 @@ class VocabShard(Composite):
     alike, is summed over the group, so that all have the whole one. Hidden states must therefore be given
     before any operation that sums gradients over the same group itself.
 
-    **Communication**, in numbers, per sequence of T positions: selection sends T maxima, T sums for each
-    temperature, k masses and k indices, T k kept logits, and 2 T more where logits are standardised;
-    cross-entropy sends 3 T. The backward pass of either sends T D for hidden states of width D, in the type
-    computed in, and that of a selection T where logits are standardised. Nothing of the vocabulary's size is
-    sent.
+    **Communication**, in numbers, per sequence of T positions: a pass sends T maxima, T sums for each
+    temperature, k masses and k indices of a selection, T logits for each column kept or token listed, and
+    3 T more where logits are standardised. Its way back sends T D for hidden states of width D, in the type
+    computed in, and T where logits are standardised. A criterion with cross-entropy is one pass, or two where
+    logits are standardised. Nothing of the vocabulary's size is sent.
 
     Args:
         local: logits ``(B, T, V_r)`` of this rank's columns, or a `mlot.LinearHead` whose weight ``(V_r, D)``
@@ -71,8 +72,7 @@ class VocabShard(Composite):
     _partition: VocabularyPartition = field(init=False, repr=False)
 
     _whole: ClassVar[bool] = False
-    _scores: ClassVar[bool] = True
-    _selects: ClassVar[bool] = True
+    _reads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for leaf in arrays_of(self.local):
@@ -192,10 +192,8 @@ class VocabShard(Composite):
                 raise ValueError(
                     f"columns: expected 0 to {self.shape[2] - 1}, got {low if low < 0 else high}"
                 )
-        traces: Traces = _selection.traces_of(
-            SourceLayout(self.local), self._partition, columns, mask, settings
-        )
-        return traces
+        reading = self._read(mask, settings, Request(None, columns, None))
+        return traces_of(reading, mask, self.shape[2], settings)
 
     # -- what the library asks of a source ---------------------------------------------------------------
 
@@ -206,26 +204,9 @@ class VocabShard(Composite):
         if xp.name != "torch":
             raise TypeError(f"{name}: a VocabShard needs the torch backend, got backend {xp.name!r}")
 
-    def _own_traces(
-        self,
-        mask: Any,
-        *,
-        k: int,
-        temperature: float,
-        extra_temperatures: tuple[float, ...],
-        standardize: bool,
-    ) -> Traces:
-        settings = Settings(temperature, extra_temperatures, standardize)
-        traces: Traces = _selection.select_columns(
-            SourceLayout(self.local), self._partition, mask, k, settings
-        )
-        return traces
-
-    def _log_probs_at(self, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        log_probs: Tensor = _losses.log_probs_at(
-            SourceLayout(self.local), self._partition, ids, mask, temperature
-        )
-        return log_probs
+    def _read(self, mask: Tensor, settings: Settings, request: Request) -> Reading:
+        reading: Reading = _read.read(SourceLayout(self.local), self._partition, mask, settings, request)
+        return reading
 
     def _logits_at(self, b: Tensor, t: Tensor) -> Tensor:
         layout = SourceLayout(self.local)

@@ -18,7 +18,7 @@ from mlot import MultiLevelOTConfig, MultiLevelOTResult, Traces
 from mlot.align._draw import printable
 from mlot.align._reader import Reader
 from mlot.align._scheme import guess
-from mlot.backends.torch.select import STD_OFFSET
+from mlot.backends.torch.standardize import STD_OFFSET
 from mlot.training._batch import Batch
 from mlot.training._windows import Examples
 

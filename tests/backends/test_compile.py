@@ -130,15 +130,10 @@ def test_operations_are_declared_rightly(weight: torch.Tensor | None) -> None:
 
     first = torch.randn(2, 3, 9 if weight is None else 4, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True, False], [True, False, True]])
-    columns = torch.tensor([[1, 0, 4], [2, 8, 3]])
-    head = (first, weight, None, None, None)
-    with torch.no_grad():
-        top, log_totals, deviation, _ = torch_ops._row_statistics(*head, mask, 1.0, [2.0], False, True)
-    torch.library.opcheck(
-        torch_ops._row_statistics, (first.detach(), *head[1:], mask, 1.0, [2.0], False, True)
-    )
-    kept = (*head, columns, mask, top, log_totals, deviation, 1.0, [2.0], False)
-    torch.library.opcheck(torch_ops._kept_log_probs, kept)
     ids = torch.tensor([[[1, 8], [2, -1], [0, 0]], [[3, 4], [0, 1], [8, -1]]])
-    torch.library.opcheck(torch_ops._log_probs_at, (*head, ids, mask, 2.0))
+    head = (first, weight, None, None, None, 1 << 20)
+    for k, columns in ((None, [[1, 0, 4], [2, 8, 3]]), (3, [[], []])):
+        given = torch.tensor(columns, dtype=torch.long)
+        for standardize in (False, True):
+            torch.library.opcheck(torch_ops._read, (*head, mask, 1.0, [2.0], standardize, k, given, ids))
     torch.library.opcheck(torch_ops._assign, (torch.rand(2, 3, 4, dtype=torch.float64),))

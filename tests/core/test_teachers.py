@@ -142,12 +142,13 @@ def test_the_student_is_passed_over_once(backend: str, kind: type, monkeypatch: 
 
 
 def test_backward_passes_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlot.backends.torch import select as torch_select
+
+    from mlot.backends.torch import read as torch_read
 
     passes = []
-    back = torch_select.gather_columns_backward
+    back = torch_read.read_rows_backward
     monkeypatch.setattr(
-        torch_select, "gather_columns_backward", lambda *a, **k: (passes.append(1), back(*a, **k))[1]
+        torch_read, "read_rows_backward", lambda *a, **k: (passes.append(1), back(*a, **k))[1]
     )
     student = torch.randn(2, 6, 25, requires_grad=True)
     teachers = [mlot.Teacher(torch.randn(2, 5, 30)) for _ in range(3)]

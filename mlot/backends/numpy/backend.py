@@ -14,8 +14,9 @@ from mlot.backends.base import Backend, Transport
 from mlot.backends.numpy import equations as eq
 from mlot.backends.numpy import text as numpy_text
 from mlot.backends.numpy.equations import Floats, Integers
+from mlot.backends.numpy.logits import float64, log_probs_of, logits_of
 from mlot.backends.numpy.topk import log_distribution, log_distributions
-from mlot.sources import LinearHead, Predictions
+from mlot.sources import Predictions
 from mlot.text import TextPositions, TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
@@ -106,7 +107,7 @@ class NumpyBackend(Backend):
     ) -> Traces:
         columns = np.zeros((source.shape[0], k), dtype=np.int64)
         for n in range(len(columns)):
-            log_probs = _log_probs(source, n, mask[n], temperature, standardize)
+            log_probs = log_probs_of(source, n, mask[n], temperature, standardize)
             columns[n] = eq.heaviest_columns(np.exp(log_probs), k)
         return self.take(
             source,
@@ -158,7 +159,7 @@ class NumpyBackend(Backend):
         normalizers = np.zeros((batch, length, len(extra_temperatures)))
         mass = np.zeros(columns.shape)
         for n in range(batch):
-            log_probs = _log_probs(source, n, mask[n], temperature, standardize)
+            log_probs = log_probs_of(source, n, mask[n], temperature, standardize)
             kept[n, mask[n]] = log_probs[:, columns[n]]
             mass[n] = np.exp(log_probs[:, columns[n]]).sum(axis=0)
             for m, extra in enumerate(extra_temperatures):
@@ -194,7 +195,7 @@ class NumpyBackend(Backend):
         self, student: Traces, teacher: Traces, pairs: Integers, *, kind: CostKind, temperature: float | None
     ) -> Floats:
         cost = np.zeros((len(pairs), teacher.k, student.k))
-        log_student, log_teacher = _float64(student.at(temperature)), _float64(teacher.at(temperature))
+        log_student, log_teacher = float64(student.at(temperature)), float64(teacher.at(temperature))
         for n in range(len(cost)):
             i, j = _paired(pairs[n])
             s = log_student[n, i]
@@ -204,7 +205,7 @@ class NumpyBackend(Backend):
     def assign(self, cost: Floats, *, method: HardMatching) -> Integers:
         columns = np.zeros(cost.shape[:2], dtype=np.int64)
         for n, matrix in enumerate(cost):
-            columns[n] = eq.assignment(_float64(matrix), method)
+            columns[n] = eq.assignment(float64(matrix), method)
         return columns
 
     def sequence_cost(
@@ -217,7 +218,7 @@ class NumpyBackend(Backend):
         coupling: Floats | None = None,
     ) -> Floats:
         cost = np.zeros((len(teacher.mask), teacher.mask.shape[1], student.mask.shape[1]))
-        log_student, log_teacher = _float64(student.at(temperature)), _float64(teacher.at(temperature))
+        log_student, log_teacher = float64(student.at(temperature)), float64(teacher.at(temperature))
         for n in range(len(cost)):
             s, t = log_student[n, student.mask[n]], log_teacher[n, teacher.mask[n]]
             if coupling is not None:
@@ -257,7 +258,7 @@ class NumpyBackend(Backend):
         result = np.zeros(len(pairs))
         for n in range(len(pairs)):
             i, j = _paired(pairs[n])
-            s, t = _float64(student.log_probs[n, i]), _float64(teacher.log_probs[n, j])
+            s, t = float64(student.log_probs[n, i]), float64(teacher.log_probs[n, j])
             result[n] = eq.had(np.exp(s), np.exp(t))
         return result
 
@@ -265,7 +266,7 @@ class NumpyBackend(Backend):
         result = np.zeros(len(pairs))
         for n in range(len(pairs)):
             i, j = _paired(pairs[n])
-            s, t = _float64(student.log_probs[n, i]), _float64(teacher.log_probs[n, j])
+            s, t = float64(student.log_probs[n, i]), float64(teacher.log_probs[n, j])
             result[n] = eq.sl(s, np.exp(t))
         return result
 
@@ -280,8 +281,8 @@ class NumpyBackend(Backend):
         result = np.zeros(len(pairs))
         for n in range(len(pairs)):
             i, j = _paired(pairs[n])
-            s = np.exp(eq.log_probabilities(_logits(student, n, i), 1.0))
-            t = np.exp(eq.log_probabilities(_logits(teacher, n, j), 1.0))
+            s = np.exp(eq.log_probabilities(logits_of(student, n, i), 1.0))
+            t = np.exp(eq.log_probabilities(logits_of(teacher, n, j), 1.0))
             result[n] = eq.uld(s, t)
         return result
 
@@ -328,16 +329,24 @@ class NumpyBackend(Backend):
             listed[ids] = np.exp(log_distribution(source, n, j, temperature)[0][ids])
             missing = max(1 - float(listed.sum()), 0.0)
             return listed, 0.0 if missing <= rounding(float(np.finfo(source.logprobs.dtype).eps)) else missing
-        return np.exp(eq.log_probabilities(_logits(source, n, slice(j, j + 1)), temperature))[0], 0.0
+        return np.exp(eq.log_probabilities(logits_of(source, n, slice(j, j + 1)), temperature))[0], 0.0
 
     def text_terms(
-        self, student: Predictions, targets: TextTargets, mask: Mask, *, temperature: float
-    ) -> tuple[Floats, Floats, Floats]:
+        self,
+        student: Predictions,
+        targets: TextTargets,
+        has_target: Mask,
+        columns: Integers,
+        mask: Mask,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> tuple[Floats, Floats, Floats, Traces]:
         had, sl, listed = np.zeros((3, len(mask)))
-        for n, i in np.argwhere(mask & (targets.served > 0)).tolist():
-            log_s = eq.log_probabilities(_logits(student, n, slice(i, i + 1)), temperature)[0]
+        for n, i in np.argwhere(has_target).tolist():
+            log_s = eq.log_probabilities(logits_of(student, n, slice(i, i + 1)), temperature)[0]
             ids = targets.ids[n, i][targets.ids[n, i] >= 0]
-            log_q = _float64(targets.log_probs[n, i])[targets.ids[n, i] >= 0]
+            log_q = float64(targets.log_probs[n, i])[targets.ids[n, i] >= 0]
             # What is not listed counts as one token.
             log_rest = np.logaddexp.reduce(np.delete(log_s, ids), initial=-np.inf)
             t = np.append(np.exp(log_q), targets.rest[n, i])[None]
@@ -345,34 +354,19 @@ class NumpyBackend(Backend):
             had[n] += eq.had(np.exp(s), t)
             sl[n] += eq.sl(s, t)
             listed[n] += np.exp(log_s[ids]).sum()
-        return had, sl, listed
+        traces = self.take(
+            student,
+            columns,
+            mask,
+            temperature=temperature,
+            extra_temperatures=extra_temperatures,
+            standardize=False,
+        )
+        return had, sl, listed, traces
 
     def inner(self, plan: Floats, cost: Floats) -> Floats:
         terms = eq.times(plan, cost)
         return np.asarray(terms.sum(axis=tuple(range(1, plan.ndim))), dtype=np.float64)
-
-
-def _float64(array: NDArray[Any]) -> Floats:
-    return array.astype(np.float64, copy=False)
-
-
-def _logits(source: Predictions, n: int, rows: Any) -> Floats:
-    """Logits of some positions of one sequence."""
-    if not isinstance(source, LinearHead):
-        return _float64(source[n, rows])
-    logits = _float64(source.hidden[n, rows]) @ _float64(source.weight).T
-    if source.bias is not None:
-        logits = logits + _float64(source.bias)
-    if source.scale is not None:
-        logits = source.scale * logits
-    if source.softcap is not None:
-        logits = source.softcap * np.tanh(logits / source.softcap)
-    return _float64(logits)
-
-
-def _log_probs(source: Predictions, n: int, rows: Mask, temperature: float, standardize: bool) -> Floats:
-    logits = _logits(source, n, rows)
-    return eq.log_probabilities(eq.standardized(logits) if standardize else logits, temperature)
 
 
 def _paired(pairs: Integers) -> tuple[Integers, Integers]:
@@ -385,7 +379,7 @@ def _transport(
     cost: Floats, a: Floats, b: Floats, solve: Callable[[Floats, Floats, Floats], tuple[Floats, int]]
 ) -> Transport:
     """Solve each sequence on the rows and columns that have weight."""
-    cost, a, b = _float64(cost), _float64(a), _float64(b)
+    cost, a, b = float64(cost), float64(a), float64(b)
     plan, value, error = np.zeros(cost.shape), np.zeros(len(cost)), np.zeros(len(cost))
     rounds = np.zeros(len(cost), dtype=np.int64)
     for n in range(len(cost)):

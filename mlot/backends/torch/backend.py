@@ -19,12 +19,14 @@ from mlot._composite import arrays_of
 from mlot._typing import ArrayKind, CostKind, HardMatching
 from mlot.backends.base import Backend, Transport
 from mlot.backends.torch import ops as torch_ops
+from mlot.backends.torch import read as torch_read
 from mlot.backends.torch import rows as torch_rows
-from mlot.backends.torch import select as torch_select
 from mlot.backends.torch import text as torch_text
 from mlot.backends.torch import topk as torch_topk
 from mlot.backends.torch.costs import PairwiseL1, log_cost
+from mlot.backends.torch.read import Request
 from mlot.backends.torch.rows import SourceLayout, compute_dtype
+from mlot.backends.torch.statistics import Settings
 from mlot.backends.torch.transport import SAFE_EXPONENT, Sinkhorn, exact_plan, where_used
 from mlot.backends.torch.uld import Uld
 from mlot.sources import Predictions
@@ -124,13 +126,9 @@ class TorchBackend(Backend):
         extra_temperatures: tuple[float, ...],
         standardize: bool,
     ) -> Traces:
-        settings = torch_select.Settings(temperature, extra_temperatures, standardize)
-        layout = SourceLayout(source)
-        statistics = torch_ops.row_statistics(layout, mask, settings, sums=True)
-        assert statistics.mass is not None
-        columns = torch_select.heaviest_columns(statistics.mass, k)
-        mass = statistics.mass.gather(1, columns)
-        return self._traces(layout, columns, mask, statistics, settings, mass, int(source.shape[2]))
+        settings = Settings(temperature, extra_temperatures, standardize)
+        reading = torch_ops.read(source, mask, settings, Request(k, None, None))
+        return torch_read.traces_of(reading, mask, int(source.shape[2]), settings)
 
     @_full_precision
     def select_sparse(
@@ -155,25 +153,9 @@ class TorchBackend(Backend):
         extra_temperatures: tuple[float, ...],
         standardize: bool,
     ) -> Traces:
-        settings = torch_select.Settings(temperature, extra_temperatures, standardize)
-        layout = SourceLayout(source)
-        statistics = torch_ops.row_statistics(layout, mask, settings, sums=False)
-        return self._traces(layout, columns, mask, statistics, settings, None, int(source.shape[2]))
-
-    def _traces(
-        self,
-        layout: SourceLayout,
-        columns: Tensor,
-        mask: Tensor,
-        statistics: torch_select.RowStatistics,
-        settings: torch_select.Settings,
-        mass: Tensor | None,
-        vocabulary: int,
-    ) -> Traces:
-        log_probs, normalizers = torch_ops.kept_log_probs(layout, columns, mask, statistics, settings)
-        if mass is None:
-            mass = log_probs.detach().exp().sum(1)
-        return Traces(columns, log_probs, normalizers, mass, mask, vocabulary, *settings)
+        settings = Settings(temperature, extra_temperatures, standardize)
+        reading = torch_ops.read(source, mask, settings, Request(None, columns, None))
+        return torch_read.traces_of(reading, mask, int(source.shape[2]), settings)
 
     def keep(self, traces: Traces, index: Tensor) -> Traces:
         along = index[:, None, :].expand(-1, traces.log_probs.shape[1], -1)
@@ -338,11 +320,21 @@ class TorchBackend(Backend):
 
     @_full_precision
     def text_terms(
-        self, student: Predictions, targets: TextTargets, mask: Tensor, *, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        counts = mask & (targets.served > 0)
-        log_probs = torch_ops.log_probs_at(student, targets.ids, counts, temperature)
-        return torch_text.text_terms(log_probs, targets, counts)
+        self,
+        student: Predictions,
+        targets: TextTargets,
+        has_target: Tensor,
+        columns: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float,
+        extra_temperatures: tuple[float, ...],
+    ) -> tuple[Tensor, Tensor, Tensor, Traces]:
+        settings = Settings(temperature, extra_temperatures, False)
+        reading = torch_ops.read(student, mask, settings, Request(None, columns, targets.ids))
+        log_probs = torch_read.listed_log_probs(reading, targets.ids, has_target, temperature, 0)
+        terms = torch_text.text_terms(log_probs, targets, has_target)
+        return *terms, torch_read.traces_of(reading, mask, int(student.shape[2]), settings)
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:
         return (plan * cost.masked_fill(plan == 0, 0)).flatten(1).sum(1)

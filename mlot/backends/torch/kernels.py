@@ -99,13 +99,19 @@ def row_gradient(
     mask: Tensor,
     top: Tensor,
     totals: Tensor,
-    coefficient: Tensor,
-    extra_coefficient: Tensor,
+    weights: Tensor,
     temperatures: tuple[float, ...],
+    *,
+    overwrite: bool,
 ) -> Tensor:
-    """Gradient of the logits but for the kept columns, in their type; zero where masked out."""
+    """Sum over the temperatures of weights ``(1 or 2, B, T)`` times probabilities; zero where masked out.
+
+    In the type of the logits, and in their memory if they may be overwritten and are contiguous.
+    """
     batch, length, vocabulary = logits.shape
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    if overwrite and logits.is_contiguous():
+        gradient = logits.detach()
     if gradient.numel():
         block = _block(vocabulary, 4096)
         _kernels().row_gradient[(batch * length, -(-vocabulary // block))](
@@ -113,8 +119,8 @@ def row_gradient(
             mask.contiguous(),
             top,
             totals,
-            coefficient.contiguous(),
-            extra_coefficient.contiguous(),
+            weights[0].contiguous(),
+            weights[-1].contiguous(),
             gradient,
             *logits.stride()[:2],
             batch * length,

@@ -1,4 +1,4 @@
-"""The passes over a vocabulary as operations: autograd functions, and what torch.compile sees in their place.
+"""Reading a source and solving an assignment, as autograd functions and as what torch.compile sees instead.
 
 A pass loops over slices whose number depends on sizes and masks, which a compiler should neither unroll nor
 guard on. While compiling, each is one opaque operation with its shapes and its gradient declared, so that a
@@ -12,55 +12,56 @@ import torch
 from torch import Tensor
 
 from mlot._composite import Composite
-from mlot.backends.torch import gather as torch_gather
-from mlot.backends.torch import select as torch_select
+from mlot.backends.torch import read as torch_read
+from mlot.backends.torch.read import Reading, ReadRows, Request
 from mlot.backends.torch.rows import RowSource, SourceLayout, compute_dtype
-from mlot.backends.torch.select import RowStatistics, Settings
+from mlot.backends.torch.statistics import Settings
 from mlot.sources import LinearHead
 
 
-def row_statistics(layout: SourceLayout, mask: Tensor, settings: Settings, *, sums: bool) -> RowStatistics:
-    """Normalisers and, if wanted, column sums of a source; no gradient."""
-    if not torch.compiler.is_compiling():
-        with torch.no_grad():
-            return torch_select.reduce_rows(layout.rows(layout.tensors), mask, settings, sums=sums)
-    top, log_totals, deviation, mass = _row_statistics(*_detached(layout), mask, *settings, sums)
-    return RowStatistics(top, log_totals, deviation if settings.standardize else None, mass if sums else None)
-
-
-def kept_log_probs(
-    layout: SourceLayout, columns: Tensor, mask: Tensor, statistics: RowStatistics, settings: Settings
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of given columns, and normalisers, with gradients for the source."""
-    if not torch.compiler.is_compiling():
-        result: tuple[Tensor, Tensor] = torch_select.GatherColumns.apply(  # type: ignore[no-untyped-call]
-            layout.without_tensors(), columns, mask, statistics, settings, *layout.tensors
-        )
-        return result
-    deviation = statistics.top.new_empty(0) if statistics.deviation is None else statistics.deviation
-    taken: tuple[Tensor, Tensor] = _kept_log_probs(
-        *_flat(layout), columns, mask, statistics.top, statistics.log_totals, deviation, *settings
-    )
-    return taken
+def read(source: Tensor | Composite, mask: Tensor, settings: Settings, request: Request) -> Reading:
+    """Read whatever a loss needs of a source in one pass, with gradients; see `mlot.backends.torch.read`."""
+    if isinstance(source, Composite) and source._reads:
+        own: Reading = source._read(mask, settings, request)
+        return own
+    layout = SourceLayout(source)  # type: ignore[arg-type]
+    batch, length = mask.shape
+    columns, ids = request.columns, request.ids
+    if columns is None:
+        columns = torch.empty((batch, 0), dtype=torch.long, device=mask.device)
+    if ids is None:
+        ids = torch.empty((batch, length, 0), dtype=torch.long, device=mask.device)
+    columns, ids = columns.long(), ids.long()
+    with torch.autocast(device_type=mask.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            kept, listed, log_totals, mass, chosen, _, _ = _read(
+                *_flat(layout), mask, *settings, request.k, columns, ids
+            )
+        else:
+            if request.overwrite is not None:
+                request.overwrite.passes += 1
+            chosen, mass, kept, listed, log_totals = ReadRows.apply(  # type: ignore[no-untyped-call]
+                layout.without_tensors(),
+                mask,
+                settings,
+                request.k,
+                columns,
+                ids,
+                request.overwrite,
+                *layout.tensors,
+            )
+    if request.k is None:
+        return Reading(columns, None, kept, listed, log_totals)
+    return Reading(chosen, mass, kept, listed, log_totals)
 
 
 def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities ``(B, T, K)`` of listed tokens, -1 standing for none, with gradients for the source.
+    """Log-probabilities ``(B, T, K)`` of listed tokens, a negative one standing for none, with gradients.
 
     Minus infinity where no token is listed, or the mask is false.
     """
-    if isinstance(source, Composite) and source._scores:
-        own: Tensor = source._log_probs_at(ids, mask, temperature)
-        return own
-    layout = SourceLayout(source)  # type: ignore[arg-type]
-    with torch.autocast(device_type=mask.device.type, enabled=False):
-        if not torch.compiler.is_compiling():
-            result: Tensor = torch_gather.LogProbsAt.apply(  # type: ignore[no-untyped-call]
-                layout.without_tensors(), ids, mask, temperature, *layout.tensors
-            )
-            return result
-        log_probs: Tensor = _log_probs_at(*_flat(layout), ids, mask, temperature)
-        return log_probs
+    reading = read(source, mask, Settings(temperature, (), False), Request(None, None, ids))
+    return torch_read.listed_log_probs(reading, ids, mask, temperature, 0)
 
 
 def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> Tensor:
@@ -71,32 +72,27 @@ def cross_entropy(source: Tensor | Composite, targets: Tensor, mask: Tensor) -> 
 
 # -- sources as flat arguments ---------------------------------------------------------------------------
 
-_Flat = tuple[Tensor, Tensor | None, Tensor | None, float | None, float | None]
+_Flat = tuple[Tensor, Tensor | None, Tensor | None, float | None, float | None, int]
 
 
 def _flat(layout: SourceLayout) -> _Flat:
     first, weight, bias = (*layout.tensors, None, None)[:3]
     assert first is not None
-    return first, weight, bias, layout.softcap, layout.scale
-
-
-def _detached(layout: SourceLayout) -> _Flat:
-    first, weight, bias, softcap, scale = _flat(layout)
-    return (
-        first.detach(),
-        None if weight is None else weight.detach(),
-        None if bias is None else bias.detach(),
-        softcap,
-        scale,
-    )
+    return first, weight, bias, layout.softcap, layout.scale, layout.chunk_bytes
 
 
 def _rows(
-    first: Tensor, weight: Tensor | None, bias: Tensor | None, softcap: float | None, scale: float | None
+    first: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+    chunk_bytes: int,
 ) -> RowSource:
-    return SourceLayout(first if weight is None else LinearHead(first, weight, bias, softcap, scale)).rows(
-        (first,) if weight is None else (first, weight, bias)
-    )
+    if weight is None:
+        return SourceLayout(first).rows((first,))
+    head = LinearHead(first, weight, bias, softcap, scale, chunk_bytes)
+    return SourceLayout(head).rows((first, weight, bias))
 
 
 def _vocabulary(first: Tensor, weight: Tensor | None) -> tuple[int, torch.dtype]:
@@ -105,234 +101,128 @@ def _vocabulary(first: Tensor, weight: Tensor | None) -> tuple[int, torch.dtype]
     return weight.shape[0], compute_dtype(torch.promote_types(first.dtype, weight.dtype))
 
 
-def _three(gradients: tuple[Tensor | None, ...], like: Tensor) -> list[Tensor]:
-    """Gradients of the three tensors of a flat source; empty where there is none."""
-    return [like.new_empty(0) if g is None else g for g in (*gradients, None, None)[:3]]
+# -- reading ---------------------------------------------------------------------------------------------
 
 
-def _wanted(weight: Tensor | None, wanted: Sequence[bool]) -> tuple[bool, ...]:
-    return tuple(wanted)[:1] if weight is None else tuple(wanted)
-
-
-def _given(gradients: list[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    return [g if want else None for g, want in zip(gradients, wanted, strict=True)]
-
-
-def _fake_gradients(
-    first: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: Sequence[bool]
-) -> list[Tensor]:
-    return [
-        torch.empty_like(x) if x is not None and want else first.new_empty(0)
-        for x, want in zip((first, weight, bias), wanted, strict=True)
-    ]
-
-
-# -- statistics of rows ----------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("mlot::row_statistics", mutates_args=())
-def _row_statistics(
+@torch.library.custom_op("mlot::read", mutates_args=())
+def _read(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     softcap: float | None,
     head_scale: float | None,
+    chunk_bytes: int,
     mask: Tensor,
     temperature: float,
     extra: Sequence[float],
     standardize: bool,
-    sums: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = _rows(first, weight, bias, softcap, head_scale)
-    statistics = torch_select.reduce_rows(
-        rows, mask, Settings(temperature, tuple(extra), standardize), sums=sums
-    )
-    nothing = statistics.top.new_empty(0)
-    return (
-        statistics.top,
-        statistics.log_totals,
-        nothing if statistics.deviation is None else statistics.deviation,
-        nothing.clone() if statistics.mass is None else statistics.mass,
-    )
-
-
-@_row_statistics.register_fake
-def _(first, weight, bias, softcap, head_scale, mask, temperature, extra, standardize, sums):  # type: ignore[no-untyped-def]
-    batch, length = mask.shape
-    vocabulary, dtype = _vocabulary(first, weight)
-    top = first.new_empty((batch, length), dtype=dtype)
-    return (
-        top,
-        top.new_empty((1 + len(extra), batch, length)),
-        top.new_empty((batch, length) if standardize else 0),
-        top.new_empty((batch, vocabulary) if sums else 0),
-    )
-
-
-# -- kept columns ----------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("mlot::kept_log_probs", mutates_args=())
-def _kept_log_probs(
-    first: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    head_scale: float | None,
+    k: int | None,
     columns: Tensor,
-    mask: Tensor,
-    top: Tensor,
-    log_totals: Tensor,
-    deviation: Tensor,
-    temperature: float,
-    extra: Sequence[float],
-    standardize: bool,
-) -> tuple[Tensor, Tensor]:
-    statistics = RowStatistics(top, log_totals, deviation if standardize else None, None)
-    rows = _rows(first, weight, bias, softcap, head_scale)
-    return torch_select.gather_columns(
-        rows, columns, mask, statistics, Settings(temperature, tuple(extra), standardize)
+    ids: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = _rows(first, weight, bias, softcap, head_scale, chunk_bytes)
+    result = torch_read.read_rows(
+        rows, mask, Settings(temperature, tuple(extra), standardize), k, columns, ids
     )
+    chosen = columns.new_empty((len(columns), 0)) if k is None else result.columns
+    deviation = result.top.new_empty(0) if result.deviation is None else result.deviation
+    return (result.kept, result.listed, result.log_totals, result.mass, chosen, result.top, deviation)
 
 
-@_kept_log_probs.register_fake
+@_read.register_fake
 def _(  # type: ignore[no-untyped-def]
     first,
     weight,
     bias,
     softcap,
     head_scale,
-    columns,
+    chunk_bytes,
     mask,
-    top,
-    log_totals,
-    deviation,
     temperature,
     extra,
     standardize,
+    k,
+    columns,
+    ids,
 ):
-    dtype = _vocabulary(first, weight)[1]
+    batch, length = mask.shape
+    top = first.new_empty((batch, length), dtype=_vocabulary(first, weight)[1])
     return (
-        first.new_empty((*mask.shape, columns.shape[1]), dtype=dtype),
-        first.new_empty((*mask.shape, len(extra)), dtype=dtype),
+        top.new_empty((batch, length, columns.shape[1] if k is None else k)),
+        top.new_empty(ids.shape),
+        top.new_empty((1 + len(extra), batch, length)),
+        top.new_empty((batch, 0 if k is None else k)),
+        columns.new_empty((batch, 0 if k is None else k)),
+        top,
+        top.new_empty((batch, length) if standardize else 0),
     )
 
 
-@torch.library.custom_op("mlot::kept_log_probs_backward", mutates_args=())
-def _kept_log_probs_backward(
+@torch.library.custom_op("mlot::read_backward", mutates_args=())
+def _read_backward(
     first: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     softcap: float | None,
     head_scale: float | None,
-    columns: Tensor,
+    chunk_bytes: int,
     mask: Tensor,
+    columns: Tensor,
+    ids: Tensor,
     top: Tensor,
     log_totals: Tensor,
     deviation: Tensor,
     temperature: float,
     extra: Sequence[float],
     standardize: bool,
-    g: Tensor,
+    g_kept: Tensor,
+    g_listed: Tensor,
     nu: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    gradients = torch_select.gather_columns_backward(
-        _rows(first, weight, bias, softcap, head_scale),
-        _wanted(weight, wanted),
-        columns,
+    gradients = torch_read.read_rows_backward(
+        _rows(first, weight, bias, softcap, head_scale, chunk_bytes),
+        tuple(wanted)[:1] if weight is None else tuple(wanted),
         mask,
+        columns,
+        ids,
         top,
         log_totals,
         deviation if standardize else None,
         Settings(temperature, tuple(extra), standardize),
-        g,
+        g_kept,
+        g_listed,
         nu,
     )
-    return _three(gradients, first)
+    return [first.new_empty(0) if g is None else g for g in (*gradients, None, None)[:3]]
 
 
-@_kept_log_probs_backward.register_fake
+@_read_backward.register_fake
 def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
-    return _fake_gradients(first, weight, bias, rest[-1])
+    return [
+        torch.empty_like(x) if x is not None and want else first.new_empty(0)
+        for x, want in zip((first, weight, bias), rest[-1], strict=True)
+    ]
 
 
-def _kept_log_probs_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, softcap, head_scale, columns, mask, top, log_totals, deviation, *settings = inputs
-    ctx.save_for_backward(first, weight, bias, columns, mask, top, log_totals, deviation)
-    ctx.head, ctx.settings = (softcap, head_scale), settings
+def _read_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first, weight, bias, *head, mask, temperature, extra, standardize, k, columns, ids = inputs
+    _, _, log_totals, mass, chosen, top, deviation = output
+    ctx.mark_non_differentiable(chosen, mass, top, deviation)
+    columns = columns if k is None else chosen
+    ctx.save_for_backward(first, weight, bias, mask, columns, ids, top, log_totals, deviation)
+    ctx.head, ctx.settings = head, (temperature, extra, standardize)
 
 
-def _kept_log_probs_gradients(ctx: Any, g: Tensor, nu: Tensor) -> tuple[Tensor | None, ...]:
+def _read_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     first, weight, bias, *rest = ctx.saved_tensors
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
-    gradients = _kept_log_probs_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, g, nu, wanted)
-    return (*_given(gradients, wanted), *(None,) * 10)
+    results = _read_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, *gradients[:3], wanted)
+    given = [g if want else None for g, want in zip(results, wanted, strict=True)]
+    return (*given, *(None,) * 10)
 
 
-_kept_log_probs.register_autograd(_kept_log_probs_gradients, setup_context=_kept_log_probs_context)
-
-# -- listed tokens ---------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("mlot::log_probs_at", mutates_args=())
-def _log_probs_at(
-    first: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    head_scale: float | None,
-    ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-) -> Tensor:
-    rows = _rows(first, weight, bias, softcap, head_scale)
-    return torch_gather.log_probs_at(rows, ids, mask, temperature)
-
-
-@_log_probs_at.register_fake
-def _(first, weight, bias, softcap, head_scale, ids, mask, temperature):  # type: ignore[no-untyped-def]
-    return first.new_empty(ids.shape, dtype=_vocabulary(first, weight)[1])
-
-
-@torch.library.custom_op("mlot::log_probs_at_backward", mutates_args=())
-def _log_probs_at_backward(
-    first: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    head_scale: float | None,
-    ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    bar: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    rows, needed = _rows(first, weight, bias, softcap, head_scale), _wanted(weight, wanted)
-    return _three(torch_gather.log_probs_at_back(rows, needed, ids, mask, temperature, bar), first)
-
-
-@_log_probs_at_backward.register_fake
-def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
-    return _fake_gradients(first, weight, bias, rest[-1])
-
-
-def _log_probs_at_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, *head, ids, mask, temperature = inputs
-    ctx.save_for_backward(first, weight, bias, ids, mask)
-    ctx.head, ctx.temperature = head, temperature
-
-
-def _log_probs_at_gradients(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-    first, weight, bias, ids, mask = ctx.saved_tensors
-    wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
-    gradients = _log_probs_at_backward(
-        first, weight, bias, *ctx.head, ids, mask, ctx.temperature, bar, wanted
-    )
-    return (*_given(gradients, wanted), *(None,) * 5)
-
-
-_log_probs_at.register_autograd(_log_probs_at_gradients, setup_context=_log_probs_at_context)
+_read.register_autograd(_read_gradients, setup_context=_read_context)
 
 # -- the assignment --------------------------------------------------------------------------------------
 

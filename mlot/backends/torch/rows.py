@@ -15,12 +15,9 @@ from torch import Tensor
 
 from mlot.sources import LinearHead
 
-#: Size in bytes of one slice of logits, on the host (where it should stay in cache) and on accelerators.
+#: Bytes of one slice of logits, on the host (for each thread, in its cache) and on accelerators.
 HOST_SLICE_BYTES = 1 << 20
 DEVICE_SLICE_BYTES = 1 << 28
-#: The logits of a head come in larger chunks, which multiply faster: this share of them, up to so many bytes.
-HEAD_SHARE = 20
-HEAD_CHUNK_BYTES = 1 << 26
 
 #: Which positions: a block of sequences by positions, or a list of both.
 Where: TypeAlias = tuple[slice, slice] | tuple[Tensor, Tensor]
@@ -43,7 +40,8 @@ def can_look(device: torch.device) -> bool:
 
 def rows_in_slice(device: torch.device, vocabulary: int, itemsize: int) -> int:
     """Number of rows whose logits fit into one slice, at least one."""
-    budget = HOST_SLICE_BYTES if device.type == "cpu" else DEVICE_SLICE_BYTES
+    on_host = device.type == "cpu"
+    budget = HOST_SLICE_BYTES * torch.get_num_threads() if on_host else DEVICE_SLICE_BYTES
     return max(1, budget // max(1, vocabulary * itemsize))
 
 
@@ -93,7 +91,9 @@ def _pieces(
 
 
 def row_blocks(rows: RowSource, mask: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Slices of the valid positions, and their logits."""
+    """Slices of the valid positions, and their logits; none of a vocabulary without columns."""
+    if not rows.shape[2]:
+        return
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
         for where, inside in _pieces(chunk, rows.slice_rows()):
@@ -107,25 +107,46 @@ def source_gradients(
     slope: Callable[[tuple[slice, slice], Tensor, Tensor | None], Tensor],
     *,
     in_place: bool = True,
+    overwrite: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a source, from the slope by the logits of each slice.
 
     ``slope`` writes into its last argument if it is given one (never unless ``in_place``), else into a new
-    tensor, and returns what it wrote.
+    tensor, and returns what it wrote. ``overwrite``: the gradient of dense logits takes their memory.
     """
     on_host = can_look(mask.device)
-    gradient = gradient_of(rows, wanted, covered=not on_host or bool(mask.all()))
+    gradient: DenseGradient | HeadGradient
+    if isinstance(rows, HeadRows):
+        gradient = HeadGradient(rows, wanted)
+    else:
+        gradient = DenseGradient(rows, rows.logits.detach() if overwrite else torch.empty_like(rows.logits))
     for chunk in slices(mask, rows.chunk_rows()):
         logits = rows.read(chunk)
         for where, inside in _pieces(chunk, rows.slice_rows()):
-            piece = slope(where, logits[inside], gradient.writable(where) if in_place else None)
-            piece = rows.through_activation(logits[inside], piece)
+            own = logits[inside]
+            piece = slope(where, own, gradient.writable(where, own) if in_place else None)
+            piece = rows.through_activation(own, piece)
             if not on_host:
                 piece.masked_fill_(~mask[where][..., None], 0)  # excluded rows may hold anything
-            gradient.put(where, logits[inside], piece)
+            gradient.put(where, own, piece)
             del piece  # before the next one is made
         gradient.finish(chunk, logits, None if on_host else mask[chunk])
+    if on_host and isinstance(gradient, DenseGradient):
+        gradient.logits[(~mask).nonzero(as_tuple=True)] = 0  # which the walk stepped over
     return gradient.result()
+
+
+class Scratch:
+    """One buffer for the exponentials of a slice, made when it is first needed."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._buffer = torch.empty(0, dtype=dtype, device=device)
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        size = math.prod(shape)
+        if self._buffer.numel() < size:
+            self._buffer = self._buffer.new_empty(size)
+        return self._buffer[:size].view(shape)
 
 
 class DenseRows:
@@ -136,6 +157,7 @@ class DenseRows:
         self.shape = logits.shape
         self.device = logits.device
         self.dtype = compute_dtype(logits.dtype)
+        self.scratch = Scratch(self.dtype, self.device)
 
     def slice_rows(self) -> int:
         return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
@@ -162,29 +184,30 @@ class HeadRows:
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float | None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        scale: float | None,
+        chunk_bytes: int,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
-        self.softcap, self.scale = softcap, scale
+        self.softcap, self.scale, self.chunk_bytes = softcap, scale, chunk_bytes
         self.shape = torch.Size((*hidden.shape[:2], weight.shape[0]))
         self.device = hidden.device
         self.dtype = compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-        self._buffer = hidden.new_empty(0, dtype=self.dtype)
+        self.scratch, self._chunk = Scratch(self.dtype, self.device), Scratch(self.dtype, self.device)
 
     def slice_rows(self) -> int:
         return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
 
     def chunk_rows(self) -> int:
-        batch, length, vocabulary = self.shape
-        most = HEAD_CHUNK_BYTES // max(1, vocabulary * self.dtype.itemsize)
-        return max(self.slice_rows(), min(batch * length // HEAD_SHARE, most))
+        return max(1, self.chunk_bytes // max(1, self.shape[2] * self.dtype.itemsize))
 
     def read(self, where: Where) -> Tensor:
         hidden = self.hidden[where].to(self.dtype)
-        shape = (*hidden.shape[:-1], self.shape[2])
-        if self._buffer.numel() < math.prod(shape):
-            self._buffer = hidden.new_empty(math.prod(shape))
-        logits = self._buffer[: math.prod(shape)].view(shape)
+        logits = self._chunk(torch.Size((*hidden.shape[:-1], self.shape[2])))
         flat, out = hidden.flatten(0, -2), logits.flatten(0, -2)
         for v in self.blocks():
             torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])
@@ -224,14 +247,12 @@ class HeadRows:
 
 
 class DenseGradient:
-    """The gradient of dense logits, written block by block."""
+    """The gradient of dense logits, written block by block into given memory."""
 
-    def __init__(self, rows: DenseRows, covered: bool) -> None:
-        make = torch.empty_like if covered else torch.zeros_like
-        self.logits = make(rows.logits)
-        self.dtype = rows.dtype
+    def __init__(self, rows: DenseRows, memory: Tensor) -> None:
+        self.logits, self.dtype = memory, rows.dtype
 
-    def writable(self, where: tuple[slice, slice]) -> Tensor | None:
+    def writable(self, where: tuple[slice, slice], logits: Tensor) -> Tensor | None:
         """Where the gradient of some logits can be written at once, if its type allows."""
         return self.logits[where] if self.logits.dtype == self.dtype else None
 
@@ -262,13 +283,14 @@ class HeadGradient:
         self.weight = torch.zeros_like(rows.weight, dtype=rows.dtype) if weight else None
         self.bias = torch.zeros_like(rows.bias, dtype=rows.dtype) if bias and rows.bias is not None else None
 
-    def writable(self, where: tuple[slice, slice]) -> Tensor | None:
-        """Nowhere: the logits are still needed."""
-        return None
+    def writable(self, where: tuple[slice, slice], logits: Tensor) -> Tensor | None:
+        """The memory of the logits, unless these are needed for the way through a soft cap."""
+        return logits if self.rows.softcap is None else None
 
     def put(self, where: tuple[slice, slice], logits: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of some logits into their place."""
-        logits.copy_(gradient)
+        """Write the gradient of some logits into their place, if that was not done at once."""
+        if gradient.data_ptr() != logits.data_ptr():
+            logits.copy_(gradient)
 
     def add(self, where: tuple[Tensor, Tensor], gradient: Tensor, valid: Tensor | None) -> None:
         """Add to the gradient of listed positions, which may repeat."""
@@ -311,6 +333,7 @@ class SourceLayout:
         head = source if isinstance(source, LinearHead) else None
         self.softcap = None if head is None else head.softcap
         self.scale = None if head is None else head.scale
+        self.chunk_bytes = 0 if head is None else head.chunk_bytes
         self.tensors: tuple[Tensor | None, ...] = (
             (source,) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
         )
@@ -327,7 +350,7 @@ class SourceLayout:
     def without_tensors(self) -> SourceLayout:
         """The same without the tensors, for an autograd function to keep."""
         copy = object.__new__(SourceLayout)
-        copy.softcap, copy.scale, copy.tensors, copy.count = self.softcap, self.scale, (), self.count
+        copy.__dict__.update(self.__dict__, tensors=())
         return copy
 
     def rows(self, tensors: tuple[Tensor | None, ...]) -> RowSource:
@@ -337,9 +360,11 @@ class SourceLayout:
             return DenseRows(first)
         weight, bias = others
         assert weight is not None
-        return HeadRows(first, weight, bias, self.softcap, self.scale)
+        return HeadRows(first, weight, bias, self.softcap, self.scale, self.chunk_bytes)
 
 
-def gradient_of(rows: RowSource, wanted: tuple[bool, ...], covered: bool) -> DenseGradient | HeadGradient:
-    """Somewhere to sum up the gradient of rows; ``covered``: every position will be written."""
-    return DenseGradient(rows, covered) if isinstance(rows, DenseRows) else HeadGradient(rows, wanted)
+def zero_gradient(rows: RowSource, wanted: tuple[bool, ...]) -> DenseGradient | HeadGradient:
+    """Somewhere to add up the gradient of rows that may repeat."""
+    if isinstance(rows, HeadRows):
+        return HeadGradient(rows, wanted)
+    return DenseGradient(rows, torch.zeros_like(rows.logits))

@@ -72,7 +72,7 @@ class _Teacher:
         self.temperature = temperature
         self.vocabulary = int(source.shape[2])
         self.rows: RowSource | None = None
-        self.own = source if isinstance(source, Composite) and source._scores else None
+        self.own = source if isinstance(source, Composite) and source._reads else None
         if self.own is not None:
             self.dtype = compute_dtype(arrays_of(source)[0].dtype)
         elif isinstance(source, TopKLogprobs):
@@ -261,7 +261,10 @@ def _chains(source: _Teacher, teacher_ids: Tensor, b: Tensor, rows: Tensor, voca
 
 
 def text_terms(log_probs: Tensor, targets: TextTargets, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """HAD and SL of each sequence over listed tokens and a rest, and the student's mass on the listed."""
+    """HAD and SL of each sequence over listed tokens and a rest, and the student's mass on the listed.
+
+    The mask tells which positions have a target.
+    """
     dtype = compute_dtype(log_probs.dtype)
     log_s = log_probs.to(dtype)
     q = targets.log_probs.to(dtype).exp()
@@ -273,5 +276,4 @@ def text_terms(log_probs: Tensor, targets: TextTargets, mask: Tensor) -> tuple[T
     # A rest below the rounding of the sum tells nothing.
     log_rest = torch.where(rest_q > 0, rest_s, 1).clamp(min=torch.finfo(dtype).eps).log()
     sl = -(q * log_s.masked_fill(q == 0, 0)).sum(-1) - rest_q * log_rest
-    counts = mask & (targets.served > 0)
-    return tuple(torch.where(counts, x, 0).sum(1) for x in (had, sl, listed))  # type: ignore[return-value]
+    return tuple(torch.where(mask, x, 0).sum(1) for x in (had, sl, listed))  # type: ignore[return-value]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlot._intervals import rounding
 from mlot.backends.torch.rows import compute_dtype
-from mlot.backends.torch.select import heaviest_columns
+from mlot.backends.torch.statistics import heaviest_columns
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 

@@ -105,8 +105,8 @@ def row_gradient(
     mask,
     top,
     totals,
-    coefficient,
-    extra_coefficient,
+    weight,
+    extra_weight,
     gradient,
     stride_b,
     stride_t,
@@ -118,9 +118,9 @@ def row_gradient(
     EXTRA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of a row but for the kept columns, -p c + p' c'; 0 where the mask excludes it.
+    """Gradient of a row but for the columns that were read, p w + p' w'; 0 where the mask excludes it.
 
-    One program for each row and block of columns. The gradient is contiguous.
+    One program for each row and block of columns. The gradient is contiguous, and may be the logits' memory.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -129,11 +129,9 @@ def row_gradient(
     start = logits + (row // length) * stride_b + (row % length) * stride_t
     z = tl.load(start + at, mask=(at < vocabulary) & valid, other=-float("inf")).to(dtype)
     below = z - tl.load(top + row)
-    value = -tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(coefficient + row)
+    value = tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(weight + row)
     if EXTRA:
-        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(
-            extra_coefficient + row
-        )
+        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(extra_weight + row)
     value = tl.where(valid, value, 0.0)
     tl.store(gradient + row * vocabulary + at, value.to(gradient.dtype.element_ty), mask=at < vocabulary)
 

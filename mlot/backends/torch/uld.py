@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.rows import SourceLayout, gradient_of, rows_in_slice
+from mlot.backends.torch.rows import SourceLayout, rows_in_slice, zero_gradient
 
 
 class Uld(torch.autograd.Function):
@@ -60,7 +60,7 @@ class Uld(torch.autograd.Function):
             if not any(wants):
                 results += [None] * len(wants)
                 continue
-            gradient = gradient_of(rows, wants, covered=False)
+            gradient = zero_gradient(rows, wants)
             if signs is not None:
                 for piece in _pieces(valid, rows.shape[2], rows.dtype.itemsize):
                     here = _at(where, piece)
