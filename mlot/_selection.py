@@ -38,7 +38,8 @@ def select(
         temperature: temperature of the probabilities.
         extra_temperatures: further temperatures that the traces shall serve. The default is the sequence
             temperature of the paper.
-        standardize: divide the logits of each position by their (unbiased) standard deviation + 1e-4.
+        standardize: divide the logits of each position by their (unbiased) standard deviation + 1e-4, to
+            which logits of minus infinity do not count.
         backend: name of a backend; ``None`` finds it from the type of the arrays.
 
     Returns:

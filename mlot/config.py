@@ -28,7 +28,8 @@ class MultiLevelOTConfig:
             :math:`\max(8k, 256)`.
         temperature: of the token level.
         sequence_temperature: of the sequence level.
-        standardize: divide the logits of each position by their standard deviation + 1e-4 first.
+        standardize: divide the logits of each position by their standard deviation + 1e-4 first; logits of
+            minus infinity do not count to it.
         had_weight: weight of HAD.
         sl_weight: :math:`\beta`, weight of SL.
         sd_weight: :math:`\gamma`, weight of SD.

@@ -54,13 +54,14 @@ class TraceData:
 
 
 def standardized(logits: Floats) -> Floats:
-    """Rows divided by their unbiased standard deviation plus 1e-4."""
-    width = logits.shape[-1]
-    if width == 1:
-        return logits / 1e-4
-    centred = logits - logits.mean(axis=-1, keepdims=True)
-    deviation: Floats = np.sqrt((centred**2).sum(axis=-1, keepdims=True) / (width - 1))
-    return logits / (deviation + 1e-4)
+    """Rows divided by the unbiased standard deviation, plus 1e-4, of those logits that are not -inf."""
+    result = np.empty(logits.shape)
+    for where in np.ndindex(logits.shape[:-1]):
+        row = logits[where]
+        possible = row[~np.isneginf(row)]
+        squares = (possible - possible.sum() / max(len(possible), 1)) ** 2
+        result[where] = row / (np.sqrt(squares.sum() / max(len(possible) - 1, 1)) + 1e-4)
+    return result
 
 
 def log_softmax(logits: Floats, temperature: float, standardize: bool = False) -> Floats:

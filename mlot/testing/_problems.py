@@ -123,7 +123,7 @@ def make_problem(rng: np.random.Generator, n: int, single: bool, *, small: bool 
         patterns = FIRST_MASKS[side] if n % len(SHAPES) == 0 and not small else chosen
         masks.append(np.array([_mask(rng, length, pattern) for pattern in patterns[:batch]]))
     spread = 1.0 if small else (2.0, 0.5, 8.0)[n % 3]
-    zeros = not small and not standardize and n % 5 == 2
+    zeros = not small and n % 5 == 2
     student = make_model(rng, masks[0], v_s, spread, single, head=n % 3 == 1, zeros=zeros)
     teacher = make_model(rng, masks[1], v_t, spread, single, head=n % 3 != 0, zeros=zeros)
     given = None if n % 2 == 0 else _random_pairs(rng, batch, t_s, t_t)

@@ -18,7 +18,7 @@ from mlot import MultiLevelOTConfig, MultiLevelOTResult, Traces
 from mlot.align._draw import printable
 from mlot.align._reader import Reader
 from mlot.align._scheme import guess
-from mlot.backends.torch.standardize import STD_OFFSET
+from mlot.backends.torch.standardize import standardizing_divisor
 from mlot.training._batch import Batch
 from mlot.training._windows import Examples
 
@@ -176,7 +176,7 @@ class Painter:
         taught = np.exp(_host(traces.log_probs)[0])[:, : len(kept)]
         scores = logits[0].double()
         if self._config.standardize:
-            scores = scores / (scores.std(dim=-1, keepdim=True) + STD_OFFSET)
+            scores = scores / standardizing_divisor(scores, scores.dtype)
         learned = _host(torch.softmax(scores / self._config.temperature, dim=-1)[:, matched])
         few = slice(0, _COLUMNS)
         return Pictures(

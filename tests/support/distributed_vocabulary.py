@@ -79,17 +79,21 @@ def excluded_columns_and_positions_count_for_nothing(rank: int, world: int) -> N
     whole = problem()
     student = whole["student"].clone()
     student[..., columns_of(1, STUDENT)] = -torch.inf
+    student[..., ::4] = -torch.inf  # and some of every shard
     mask = whole["masks"]["student_mask"]
-    want = mlot.select(student, mask, k=20)
     polluted = student.clone()
     polluted[~mask] = torch.nan
-    part = shard(polluted, rank, STUDENT)
-    got = mlot.select(part, mask, k=20)
-    assert torch.equal(got.columns, want.columns)
-    close(got.log_probs, want.log_probs)
-    got.log_probs[mask].exp().sum().backward()
-    assert torch.isfinite(gradients(part)[0]).all()
-    assert not gradients(part)[0][~mask].any()
+    for standardize in (False, True):
+        source, part = leaves(student), shard(polluted, rank, STUDENT)
+        want = mlot.select(source, mask, k=20, standardize=standardize)
+        got = mlot.select(part, mask, k=20, standardize=standardize)
+        assert torch.equal(got.columns, want.columns)
+        close(got.log_probs, want.log_probs)
+        for traces in (got, want):
+            (traces.at(2.0)[mask].exp().square().sum() + traces.log_normalizers[mask].sum()).backward()
+        close(gradients(part), mine(source, rank, STUDENT))
+        excluded = ~mask[..., None] | student[..., columns_of(rank, STUDENT)].isneginf()
+        assert not gradients(part)[0][excluded].any()
 
 
 def given_columns_are_taken(rank: int, world: int) -> None:

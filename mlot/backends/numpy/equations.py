@@ -19,11 +19,13 @@ Integers = NDArray[np.int64]
 
 
 def standardized(logits: Floats) -> Floats:
-    """Logits ``(T, V)`` divided by their standard deviation over the vocabulary."""
-    if logits.shape[-1] == 1:
-        return logits  # no deviation, and whatever the divisor, the probability is 1
-    deviation: Floats = logits.std(axis=-1, ddof=1, keepdims=True)
-    return logits / (deviation + 1e-4)
+    """Logits ``(T, V)`` divided by their standard deviation over the vocabulary, -inf not counted."""
+    possible = logits != -np.inf
+    # Of a single token there is no deviation, and whatever the divisor, its probability is 1.
+    several = possible.sum(axis=-1) > 1
+    divisor = np.ones((len(logits), 1))
+    divisor[several] = 1e-4 + np.std(logits[several], axis=-1, ddof=1, keepdims=True, where=possible[several])
+    return logits / divisor
 
 
 def log_probabilities(logits: Floats, temperature: float) -> Floats:
