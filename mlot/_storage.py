@@ -116,7 +116,7 @@ class Layout:
     arrays: dict[str, tuple[str, tuple[int, ...], int]]
 
 
-_BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "BOOL": 1}
+_BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "U16": 2, "U32": 4, "BOOL": 1}
 
 
 def _loads(text: bytes | str) -> Any:

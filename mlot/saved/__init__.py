@@ -1,4 +1,4 @@
-"""Saved teachers: the traces of a whole data set, computed once and read in place of the teacher.
+"""Saved teachers: what is needed of one for a whole data set, computed once and read in its place.
 
 A folder holds a manifest and files of some examples each. Writing survives interruption, reading maps the
 files into memory, and neither needs torch. ``python -m mlot.saved`` saves, checks and describes them.

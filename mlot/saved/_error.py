@@ -29,11 +29,17 @@ class StorageError:
     given map (eq. 16). :math:`C` is the sequence cost; the value of exact transport moves by no more than the
     mean of that sum over the positions, times :math:`T_s`.
 
+    Of targets, the bounds on HAD and SL hold with :math:`q` in place of :math:`t`, the rest being one more
+    token. Of the likeliest tokens, they are of the teacher's probabilities: with :math:`\epsilon` the bound
+    for SL, a probability of the targets that are made from them changes by at most
+    :math:`2 \epsilon / (1 - \epsilon)` of itself, and so does SL.
+
     Attributes:
         dtype: storage type.
-        k: columns kept.
+        k: columns or tokens kept.
         positions: number of positions that the figures are of.
-        kept_mass: share of the teacher's probability mass in the kept columns, a mean over positions.
+        kept_mass: share of the probability mass, of the teacher or of the targets, in what is kept, a mean
+            over positions.
         probability_max: largest absolute error of a probability.
         had_mean: bound on the error of HAD for each pair, a mean over positions.
         had_max: the same at the worst position.
@@ -109,15 +115,27 @@ def stored_normalizers(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def error_of(
-    log_probs: NDArray[Any], normalizers: NDArray[Any], ratios: tuple[float, ...], dtype: str
+    log_probs: NDArray[Any],
+    normalizers: NDArray[Any],
+    ratios: tuple[float, ...],
+    dtype: str,
+    rest: NDArray[Any] | None = None,
 ) -> StorageError:
-    """`storage_error` of the valid positions ``(R, k)``, ``(R, n)``; ratios are those of the temperatures."""
+    """`storage_error` of the valid positions ``(R, k)``, ``(R, n)``; ratios are those of the temperatures.
+
+    ``rest`` ``(R,)`` is what all tokens have together that targets do not list: it counts as one more.
+    """
     rows, k = log_probs.shape
     if rows == 0:
         return StorageError(dtype, k)
     kept = stored(log_probs, dtype)
     t = np.exp(log_probs.astype(np.float64))
-    wrong = np.abs(np.exp(kept.astype(np.float64)) - t)
+    kept_mass = float(t.sum(axis=1).mean())
+    read = np.exp(kept.astype(np.float64))
+    if rest is not None:
+        t = np.column_stack([t, rest])
+        read = np.column_stack([read, stored_normalizers(rest, dtype)])
+    wrong = np.abs(read - t)
     relative = np.divide(wrong, t, out=np.zeros_like(t), where=t > 0)
     cost_mean = cost_max = 0.0
     for n, ratio in enumerate(ratios):
@@ -132,7 +150,7 @@ def error_of(
         dtype,
         k,
         rows,
-        float(t.sum(axis=1).mean()),
+        kept_mass,
         float(wrong.max()),
         float(per_row.mean()),
         float(per_row.max()),

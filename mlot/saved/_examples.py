@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlot._examples import TOKENISED_FORMS, check_example
+from mlot._hf.pairs import Pair
 from mlot._hf.render import render
 from mlot._hf.tokenizers import start_token
 from mlot._hf.tokens import tokenize
-from mlot.saved._keys import as_ids, key_of
+from mlot.align import TEXT_POSITION_FIELDS, VocabularyMap
+from mlot.saved._keys import as_ids, joint_key, key_of
 
+#: What a `mlot.training.DistillationCollator` with ``pairs="text"`` makes of an example.
+_PREPARED = ("input_ids", "labels", "teacher_input_ids", "teacher_labels", "text_positions")
 #: Texts that are given to a tokenizer at once.
 _CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class StudentSide:
+    """What targets need of the student's tokens.
+
+    Attributes:
+        mask: positions whose prediction counts, ``(T_s,)``.
+        positions: ``(P, 9)``, as `mlot.align.text_positions` makes them.
+    """
+
+    mask: NDArray[np.bool_]
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,71 @@ class TeacherExample:
     key: str
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
+    student: StudentSide | None = None
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Positions at which something is kept: the teacher's, or with targets the student's."""
+        return self.mask if self.student is None else self.student.mask
+
+
+def read_pairs(
+    examples: Iterable[Any], tokenizers: tuple[Any, Any], vocabulary: VocabularyMap, max_length: int | None
+) -> list[TeacherExample]:
+    """Make examples in the tokens of the student and the teacher; each key once, at the first place it has.
+
+    Raises:
+        TypeError, ValueError: an example is of the wrong kind; the message says which.
+    """
+    if isinstance(examples, str | Mapping):
+        raise TypeError(f"examples: expected several examples, got one {type(examples).__name__}")
+    examples_by_key: dict[str, TeacherExample] = {}
+    for n, each in enumerate(examples):
+        example = _with_student(f"examples[{n}]", each, tokenizers, vocabulary, max_length)
+        examples_by_key.setdefault(example.key, example)
+    return list(examples_by_key.values())
+
+
+def _with_student(
+    name: str, value: Any, tokenizers: tuple[Any, Any], vocabulary: VocabularyMap, max_length: int | None
+) -> TeacherExample:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name}: expected a text, or a mapping, for keep='targets', got {type(value).__name__}"
+        )
+    if not set(_PREPARED) <= set(value):
+        if {"input_ids", "teacher_input_ids"} & set(value):
+            raise ValueError(
+                f"{name}: expected {', '.join(_PREPARED)} for keep='targets', as a DistillationCollator with "
+                f"pairs='text' prepares them, got {', '.join(map(str, value))}"
+            )
+        try:
+            rendered = render(check_example(value), tokenizers, {})
+            student, teacher = (
+                tokenize(tokenizer, each, start_token(tokenizer), tokenizer.eos_token_id)
+                for tokenizer, each in zip(tokenizers, rendered, strict=True)
+            )
+        except (TypeError, ValueError) as error:
+            raise _named(name, error) from error
+        pair = Pair.of(student, teacher, None, max_length)
+        value = pair.as_dict(with_pairs=False) | {_PREPARED[-1]: pair.text_positions(vocabulary)[0]}
+    elif max_length is not None and max_length < len(value["teacher_input_ids"]):
+        raise ValueError(
+            f"max_length: expected None for examples that are prepared already, got {max_length} with one "
+            f"of {len(value['teacher_input_ids'])} tokens ({name})"
+        )
+    student_ids, student_labels, teacher_ids, teacher_labels, positions = (value[key] for key in _PREPARED)
+    own = _example(f"{name}: teacher", (teacher_ids, teacher_labels), None)
+    other = _example(f"{name}: student", (student_ids, student_labels), None)
+    rows = np.asarray(positions, np.int64).reshape(-1, len(TEXT_POSITION_FIELDS))
+    return replace(own, key=joint_key(own.key, other.key), student=StudentSide(other.mask, rows))
+
+
+def _named(name: str, error: Exception) -> Exception:
+    """The error for one of the examples."""
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{name}: {error}")
 
 
 def read_examples(
@@ -67,6 +149,8 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
     """A text, or token ids with labels or a mask; prompts and conversations as the collator has them."""
+    if "teacher_input_ids" in value and "teacher_labels" in value:
+        return value["teacher_input_ids"], value["teacher_labels"]
     if "input_ids" in value:
         return value
     try:
@@ -78,8 +162,7 @@ def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
         (rendered,) = render(example, [tokenizer], {}, ["teacher"])
         tokens = tokenize(tokenizer, rendered, start_token(tokenizer), tokenizer.eos_token_id)
     except (TypeError, ValueError) as error:
-        error_type = TypeError if isinstance(error, TypeError) else ValueError
-        raise error_type(f"{name}: {error}") from error
+        raise _named(name, error) from error
     return tokens.ids, tokens.labels(len(tokens.ids))
 
 

@@ -16,13 +16,20 @@ KEY_BYTES = 16
 _PERSON = b"mlot.example.1"
 
 
-def example_key(ids: Sequence[int] | Array, mask: Sequence[bool] | Array | None = None) -> str:
+def example_key(
+    ids: Sequence[int] | Array,
+    mask: Sequence[bool] | Array | None = None,
+    student_ids: Sequence[int] | Array | None = None,
+    student_mask: Sequence[bool] | Array | None = None,
+) -> str:
     """Digest of an example: the same wherever it stands in a data set, on every machine and in every batch.
 
     Args:
         ids: the teacher's token ids, ``(T,)`` integers, without padding.
         mask: positions whose prediction counts, ``(T,)`` booleans (see `mlot.mask_from_labels`); ``None``
             means all.
+        student_ids: with ``keep="targets"``, the student's token ids, ``(T_s,)``.
+        student_mask: the same for the student as ``mask``.
 
     Returns:
         32 hexadecimal digits.
@@ -37,16 +44,28 @@ def example_key(ids: Sequence[int] | Array, mask: Sequence[bool] | Array | None 
     False
     """
     array = as_ids("ids", ids)
-    return key_of(array, as_mask("mask", mask, len(array)))
+    key = key_of(array, as_mask("mask", mask, len(array)))
+    if student_ids is None:
+        if student_mask is not None:
+            raise ValueError("student_mask: expected None without student_ids, got a mask")
+        return key
+    array = as_ids("student_ids", student_ids)
+    return joint_key(key, key_of(array, as_mask("student_mask", student_mask, len(array))))
 
 
 def key_of(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> str:
-    """`example_key` of checked arguments."""
+    """`example_key` of one model's checked tokens and mask."""
     digest = blake2b(digest_size=KEY_BYTES, person=_PERSON)
     digest.update(len(ids).to_bytes(8, "little"))
     digest.update(ids.astype("<i8", copy=False).tobytes())
     digest.update(np.packbits(mask).tobytes())
     return digest.hexdigest()
+
+
+def joint_key(teacher: str, student: str) -> str:
+    """Key of an example in the tokens of both models, from its keys in those of each."""
+    both = bytes.fromhex(teacher + student)
+    return blake2b(both, digest_size=KEY_BYTES, person=_PERSON).hexdigest()
 
 
 def as_ids(name: str, ids: Any) -> NDArray[np.int64]:

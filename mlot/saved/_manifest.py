@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -23,6 +23,14 @@ MANIFEST = "manifest.json"
 
 #: Says what made the files, and does not change what they mean.
 _INFORMATIVE = "mlot_version"
+#: What can be kept of a teacher; the first is what folders hold that do not say it.
+Keep = Literal["traces", "likeliest", "targets"]
+KEPT: tuple[Keep, ...] = get_args(Keep)
+#: What manifests of traces do not need to say.
+_NOT_OF_TRACES = ("keep", "student_tokenizer_fingerprint")
+
+#: Type and shape of what is stored, by name.
+Stored: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,19 @@ class Manifest:
         model: name of the model, such as the last part of its path.
         model_fingerprint: digest of its weights and configuration.
         tokenizer_fingerprint: what `fingerprint` returns for its tokenizer.
-        vocab_size: :math:`V`, the width that columns were selected from.
-        k: columns kept of each example.
+        vocab_size: :math:`V`, the teacher's, from which columns or tokens were selected; with
+            ``keep="targets"`` the student's.
+        k: columns kept of each example; or tokens kept of each position.
         revision: of the model, or ``None``.
         temperature: of the log-probabilities.
-        extra_temperatures: further ones that the traces serve.
+        extra_temperatures: further ones that the traces serve; none if others than traces are kept.
         standardize: whether logits were divided by their standard deviation first.
         dtype: storage type of the log-probabilities: ``"float16"``, ``"float32"`` or ``"float64"``.
         settings: other settings it was made with, names to strings, numbers, booleans or ``None``.
+        keep: ``"traces"``, the heaviest columns of each example; ``"likeliest"``, the teacher's likeliest
+            tokens of each of its positions; or ``"targets"``, what it says in the student's tokens at each of
+            the student's positions.
+        student_tokenizer_fingerprint: of the tokenizer whose tokens targets are; ``None`` without targets.
         mlot_version: version of the library that began the folder.
         format: of the files.
 
@@ -67,6 +80,8 @@ class Manifest:
     standardize: bool = False
     dtype: str = "float16"
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    keep: Keep = "traces"
+    student_tokenizer_fingerprint: str | None = None
     mlot_version: str = __version__
     format: str = FORMAT
 
@@ -74,8 +89,10 @@ class Manifest:
         for name in ("model", "model_fingerprint", "tokenizer_fingerprint", "mlot_version", "format"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: expected a string, got {type(getattr(self, name)).__name__}")
-        if self.revision is not None and not isinstance(self.revision, str):
-            raise TypeError(f"revision: expected a string or None, got {type(self.revision).__name__}")
+        for name in ("revision", "student_tokenizer_fingerprint"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name}: expected a string or None, got {type(value).__name__}")
         _checks.count("vocab_size", self.vocab_size)
         _checks.count("k", self.k)
         if self.k > self.vocab_size:
@@ -83,6 +100,12 @@ class Manifest:
         extra = _checks.temperatures(self.temperature, self.extra_temperatures)
         _checks.flag("standardize", self.standardize)
         _checks.choice("dtype", self.dtype, tuple(DTYPES))
+        check_kept(self.keep, extra, self.standardize)
+        if (self.keep == "targets") != (self.student_tokenizer_fingerprint is not None):
+            raise ValueError(
+                "student_tokenizer_fingerprint: expected one with keep='targets' and with nothing else, got "
+                f"{self.student_tokenizer_fingerprint!r} with keep={self.keep!r}"
+            )
         if not isinstance(self.settings, Mapping):
             raise TypeError(f"settings: expected a mapping, got {type(self.settings).__name__}")
         for name, value in self.settings.items():
@@ -123,28 +146,52 @@ class Manifest:
         if content.get("format") != FORMAT:
             raise ValueError(f"format: expected {FORMAT!r}, got {content.get('format')!r}")
         known = {each.name for each in fields(Manifest)}
-        if set(content) != known:
+        if set(content) | set(_NOT_OF_TRACES) != known:
             raise ValueError(f"fields: expected {sorted(known)}, got {sorted(content)}")
         return Manifest(**{**content, "extra_temperatures": tuple(content["extra_temperatures"])})
 
     @property
+    def example_arrays(self) -> Stored:
+        """What is stored of each example beside its key, sizes and mask, in the order of the files."""
+        if self.keep != "traces":
+            return {}
+        return {"columns": (np.dtype(np.int32), (self.k,)), "column_mass": (self._wide, (self.k,))}
+
+    @property
+    def position_arrays(self) -> Stored:
+        """What is stored of each position that counts, in the order of the files.
+
+        Ids have the smallest unsigned type that has one number more, :math:`V`, which stands for none.
+        """
+        log_probs = (np.dtype(DTYPES[self.dtype]), (self.k,))
+        if self.keep == "traces":
+            normalizers = (self._wide, (len(self.extra_temperatures),))
+            return {"log_probs": log_probs, "log_normalizers": normalizers}
+        listed: Stored = {"log_probs": log_probs, "ids": (np.min_scalar_type(self.vocab_size), (self.k,))}
+        if self.keep == "targets":
+            listed |= {"rest": (self._wide, ()), "served": (self._wide, ())}
+        return listed
+
+    @property
     def bytes_per_position(self) -> int:
-        """Size on disk of the log-probabilities and normalisers of a valid position."""
-        return np.dtype(DTYPES[self.dtype]).itemsize * self.k + self._wide * len(self.extra_temperatures)
+        """Size on disk of what is stored of a position that counts."""
+        return _size(self.position_arrays)
 
     @property
     def bytes_per_example(self) -> int:
-        """Size on disk of the key, sizes, columns and masses of an example; its mask is not counted."""
-        return KEY_BYTES + 4 + 4 + (4 + self._wide) * self.k
+        """Size on disk of the key and sizes of an example, and of its columns; its mask is not counted."""
+        return KEY_BYTES + 4 + 4 + _size(self.example_arrays)
 
     @property
-    def _wide(self) -> int:
-        return 8 if self.dtype == "float64" else 4
+    def _wide(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
 
     @property
     def digest(self) -> str:
         """Digest of everything that tells one saved teacher from another."""
         content = {name: value for name, value in self.as_dict().items() if name != _INFORMATIVE}
+        if self.keep == "traces":
+            content = {name: value for name, value in content.items() if name not in _NOT_OF_TRACES}
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def differences(self, expected: Manifest | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -194,24 +241,51 @@ class Manifest:
             raise ValueError(f"folder: the teacher saved in {str(folder)!r} is another one: {listed}")
 
     def serves(self, config: MultiLevelOTConfig) -> None:
-        """Raise `ValueError` unless the loss can be computed from the traces with these settings."""
-        wanted = self.vocab_size if config.k is None else min(config.k, self.vocab_size)
-        if wanted > self.k:
-            raise ValueError(f"k: expected a teacher saved with at least {wanted} columns, it has {self.k}")
+        """Raise `ValueError` unless the loss can be computed from what is kept with these settings."""
+        if self.keep != "likeliest" and (self.keep == "targets") != (config.matching == "text"):
+            wanted = "'targets' or 'likeliest'" if config.matching == "text" else "'traces' or 'likeliest'"
+            raise ValueError(
+                f"keep: expected a teacher saved with {wanted} for matching={config.matching!r}, "
+                f"got {self.keep!r}"
+            )
         if config.temperature != self.temperature:
             raise ValueError(
                 f"temperature: expected a teacher saved at {config.temperature}, got {self.temperature}"
             )
+        if config.standardize != self.standardize:
+            raise ValueError(
+                f"standardize: expected a teacher saved with {config.standardize}, got {self.standardize}"
+            )
+        if self.keep == "likeliest":
+            return
+        wanted_k = self.vocab_size if config.k is None else min(config.k, self.vocab_size)
+        if self.keep == "targets":
+            if wanted_k != self.k:
+                raise ValueError(f"k: expected targets saved with k={wanted_k}, as the loss, got {self.k}")
+            return
+        if wanted_k > self.k:
+            raise ValueError(f"k: expected a teacher saved with at least {wanted_k} columns, it has {self.k}")
         served = (self.temperature, *self.extra_temperatures)
         if not any(math.isclose(each, config.sequence_temperature, rel_tol=1e-12) for each in served):
             raise ValueError(
                 f"sequence_temperature: expected a saved teacher that serves {config.sequence_temperature}, "
                 f"it serves {', '.join(map(str, served))}"
             )
-        if config.standardize != self.standardize:
-            raise ValueError(
-                f"standardize: expected a teacher saved with {config.standardize}, got {self.standardize}"
-            )
+
+
+def check_kept(keep: Any, extra_temperatures: tuple[float, ...], standardize: bool) -> None:
+    """Require what can be kept, and refuse what traces alone serve."""
+    _checks.choice("keep", keep, KEPT)
+    if keep == "traces":
+        return
+    if extra_temperatures:
+        raise ValueError(f"extra_temperatures: expected none with keep={keep!r}, got {extra_temperatures}")
+    if standardize:
+        raise ValueError(f"standardize: expected False with keep={keep!r}, got True")
+
+
+def _size(arrays: Stored) -> int:
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in arrays.values())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,13 +16,15 @@ from mlot.saved._error import StorageError, merged
 from mlot.saved._keys import KEY_BYTES, is_key, packed, unpacked
 from mlot.saved._manifest import Manifest, read_manifest
 from mlot.saved._shard import SUFFIX, Rows, Shard, damaged
+from mlot.text import TextTargets
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 
 class SavedTeacher:
-    r"""Traces of a whole data set, read from disk as they are asked for, by NumPy alone.
+    r"""What is kept of a teacher on a whole data set, read from disk as it is asked for, by NumPy alone.
 
-    What a loss computes from them equals, to the last bit, what it computes from `mlot.select` of the
+    What a loss computes from traces equals, to the last bit, what it computes from `mlot.select` of the
     teacher's logits with ``log_probs`` cast to the stored type (and ``log_normalizers`` to float32, unless
     all is stored in float64). On disk they take, for an example of
     :math:`T` positions of which :math:`R` are valid, :math:`n` further temperatures and log-probabilities of
@@ -34,6 +36,14 @@ class SavedTeacher:
     `Manifest.bytes_per_position` and `Manifest.bytes_per_example`), and less than 2 kB for each file. With
     the paper's 50 columns and one further temperature in float16 that is 104 bytes a position and 424 an
     example: at most 220 a token for examples of four tokens or more, 108 for examples of 128.
+
+    The likeliest tokens, and targets, equal the model's but for the storage type of their log-probabilities,
+    too. With ids of :math:`c` bytes (1 for less than 256 tokens, 2 for less than 65,536, else 4) they take
+
+    .. math:: R\,(b + c)\,k + 24 + \lceil T / 8 \rceil
+
+    bytes, and targets :math:`8 R` more, for their rests and served masses. With 256 tokens in float16 that is
+    1,024 (1,032) bytes a position, and 1,536 (1,544) for larger vocabularies.
 
     A writer may be adding to the folder: what was complete on opening is what is read. Objects may be pickled
     and used in the workers of a ``DataLoader``; each process maps the files it needs.
@@ -110,7 +120,7 @@ class SavedTeacher:
 
     @property
     def nbytes(self) -> int:
-        """Size of the files that hold traces."""
+        """Size of the files, the manifest left out."""
         return sum(shard.size for shard in self._shards)
 
     @property
@@ -146,7 +156,7 @@ class SavedTeacher:
                 f"folder: expected each example once in {str(self.folder)!r}, some are there twice"
             )
 
-    # -- traces ------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------
 
     def batch(
         self,
@@ -155,8 +165,8 @@ class SavedTeacher:
         length: int | None = None,
         backend: str = "numpy",
         device: Any = None,
-    ) -> Traces:
-        """Read the traces of some examples, padded on the right.
+    ) -> Traces | TopKLogprobs | TextTargets:
+        """Read what is kept of some examples, padded on the right.
 
         Args:
             examples: keys (see `example_key`) or indices, in any order; repetitions are fine.
@@ -165,7 +175,9 @@ class SavedTeacher:
             device: device for the arrays, where the backend has such.
 
         Returns:
-            Traces ``(B, T, k)``, log-probabilities in the stored type.
+            `mlot.Traces` ``(B, T, k)``, log-probabilities in the stored type; or, as ``manifest.keep`` says,
+            `mlot.TopKLogprobs` or `mlot.TextTargets` of ``k`` tokens a position, in the stored type or
+            float32, whichever is wider.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or range, an example is not saved, or a
@@ -183,10 +195,12 @@ class SavedTeacher:
         longest = max((int(rows.lengths[n]) for rows, n in located), default=0)
         if length is not None and length < longest:
             raise ValueError(f"length: expected at least {longest}, as the longest example, got {length}")
-        padded = self._padded(located, longest if length is None else length)
-        return padded.map(lambda array: xp.from_numpy(array, device))
+        read = self._traces if self.manifest.keep == "traces" else self._listed
+        padded: Any = read(located, longest if length is None else length)
+        made: Traces | TopKLogprobs | TextTargets = padded.map(lambda array: xp.from_numpy(array, device))
+        return made
 
-    def _padded(self, located: list[tuple[Rows, int]], length: int) -> Traces:
+    def _traces(self, located: list[tuple[Rows, int]], length: int) -> Traces:
         k, count = self.manifest.k, len(located)
         wide = np.float64 if self.manifest.dtype == "float64" else np.float32
         columns = np.empty((count, k), np.int64)
@@ -212,6 +226,24 @@ class SavedTeacher:
             self.manifest.extra_temperatures,
             self.manifest.standardize,
         )
+
+    def _listed(self, located: list[tuple[Rows, int]], length: int) -> TopKLogprobs | TextTargets:
+        k, vocab_size, temperature = self.manifest.k, self.manifest.vocab_size, self.manifest.temperature
+        wide = np.float64 if self.manifest.dtype == "float64" else np.float32
+        shape = (len(located), length)
+        ids = np.full((*shape, k), -1)
+        log_probs = np.full((*shape, k), -np.inf, wide)
+        sums = {name: np.zeros(shape, wide) for name in ("rest", "served")}
+        for b, (rows, n) in enumerate(located):
+            valid, where = np.flatnonzero(rows.mask(n)), rows.rows(n)
+            ids[b, valid] = rows.ids(where, vocab_size)
+            log_probs[b, valid] = rows.arrays["log_probs"][where]
+            if self.manifest.keep == "targets":
+                for name, array in sums.items():
+                    array[b, valid] = rows.arrays[name][where]
+        if self.manifest.keep == "targets":
+            return TextTargets(ids, log_probs, **sums, vocab_size=vocab_size, temperature=temperature)
+        return TopKLogprobs.trusted(ids, log_probs, vocab_size=vocab_size, temperature=temperature)
 
     # -- finding -----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One file of a saved teacher: the traces of some examples, the rows of all of them one after the other."""
+"""One file of a saved teacher: what is kept of some examples, the rows of all of them one after the other."""
 
 from __future__ import annotations
 
@@ -19,12 +19,6 @@ from mlot.saved._manifest import Manifest
 FORMAT = "mlot.saved.shard.1"
 SUFFIX = ".safetensors"
 
-#: Arrays of a file, in the order in which its checksum takes them. Masks are packed, eight positions a byte,
-#: each example's from a byte of its own; ``counts`` are the valid positions, which alone have rows.
-ARRAYS = ("keys", "lengths", "counts", "columns", "column_mass", "masks", "log_probs", "log_normalizers")
-_NAMES = {"float16": "F16", "float32": "F32", "float64": "F64"}
-_TYPES = {"U8": "<u1", "I32": "<i4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
-
 #: What reading a damaged or foreign file can raise before it is known what it is.
 DAMAGE = (KeyError, IndexError, TypeError, UnicodeDecodeError, ValueError, OverflowError)
 
@@ -36,25 +30,29 @@ def file_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """Traces of one example as they are stored.
+    """What is kept of one example, as it is stored.
 
     Attributes:
         key: 16 bytes.
-        columns: ``(k,)``.
-        column_mass: ``(k,)``.
         mask: ``(T,)``.
-        log_probs: of the valid positions, ``(R, k)``.
-        log_normalizers: ``(R, n)``.
+        arrays: those of the manifest's ``example_arrays``, and of its ``position_arrays``, ``(R, ...)``, for
+            the valid positions.
         error: what storing changed.
     """
 
     key: bytes
-    columns: NDArray[np.int32]
-    column_mass: NDArray[Any]
     mask: NDArray[np.bool_]
-    log_probs: NDArray[Any]
-    log_normalizers: NDArray[Any]
+    arrays: dict[str, NDArray[Any]]
     error: StorageError
+
+
+def array_names(manifest: Manifest) -> tuple[str, ...]:
+    """Arrays of a file, in the order in which its checksum takes them.
+
+    Masks are packed, eight positions a byte, each example's from a byte of its own; ``counts`` are the valid
+    positions, which alone have rows.
+    """
+    return ("keys", "lengths", "counts", *manifest.example_arrays, "masks", *manifest.position_arrays)
 
 
 def write_shard(path: Path, manifest: Manifest, examples: list[Example], error: StorageError) -> None:
@@ -62,14 +60,14 @@ def write_shard(path: Path, manifest: Manifest, examples: list[Example], error: 
     arrays: dict[str, NDArray[Any]] = {
         "keys": np.frombuffer(b"".join(each.key for each in examples), np.uint8).reshape(-1, KEY_BYTES),
         "lengths": np.array([len(each.mask) for each in examples], np.int32),
-        "counts": np.array([len(each.log_probs) for each in examples], np.int32),
-        "columns": np.stack([each.columns for each in examples]),
-        "column_mass": np.stack([each.column_mass for each in examples]),
+        "counts": np.array([each.mask.sum() for each in examples], np.int32),
         "masks": np.concatenate([np.packbits(each.mask) for each in examples]),
-        "log_probs": np.concatenate([each.log_probs for each in examples]),
-        "log_normalizers": np.concatenate([each.log_normalizers for each in examples]),
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    for name in manifest.example_arrays:
+        arrays[name] = np.stack([each.arrays[name] for each in examples])
+    for name in manifest.position_arrays:
+        arrays[name] = np.concatenate([each.arrays[name] for each in examples])
+    arrays = {name: np.ascontiguousarray(arrays[name]) for name in array_names(manifest)}
     header = {"format": FORMAT, "manifest": manifest.digest, "error": error.as_dict()}
     header["checksum"] = checksum(header, arrays)
     # One entry of metadata: safetensors writes several in any order, and equal shards shall be equal files.
@@ -78,13 +76,13 @@ def write_shard(path: Path, manifest: Manifest, examples: list[Example], error: 
 
 
 def checksum(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
-    """Digest of all arrays of a file, and of the rest of its header."""
+    """Digest of the arrays of a file, in the order given, and of the rest of its header."""
     digest = blake2b(digest_size=16)
     rest = {name: value for name, value in header.items() if name != "checksum"}
     digest.update(json.dumps(rest, sort_keys=True).encode())
-    for name in ARRAYS:
-        digest.update(f"{name}{arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    for name, array in arrays.items():
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -120,20 +118,19 @@ class Shard:
             raise ValueError(f"format: expected {FORMAT!r}, got {header['format']!r}")
         if header["manifest"] != manifest.digest:
             raise ValueError("it belongs to another saved teacher")
-        if set(arrays) != set(ARRAYS):
-            raise ValueError(f"arrays: expected {', '.join(ARRAYS)}, got {', '.join(arrays)}")
+        names = array_names(manifest)
+        if set(arrays) != set(names):
+            raise ValueError(f"arrays: expected {', '.join(names)}, got {', '.join(arrays)}")
         n, rows = arrays["lengths"][1][0], arrays["log_probs"][1][0]
-        wide = "F64" if manifest.dtype == "float64" else "F32"
-        expected = {
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {
             "keys": ("U8", (n, KEY_BYTES)),
             "lengths": ("I32", (n,)),
             "counts": ("I32", (n,)),
-            "columns": ("I32", (n, manifest.k)),
-            "column_mass": (wide, (n, manifest.k)),
             "masks": ("U8", arrays["masks"][1][:1]),
-            "log_probs": (_NAMES[manifest.dtype], (rows, manifest.k)),
-            "log_normalizers": (wide, (rows, len(manifest.extra_temperatures))),
         }
+        for count, stored in ((n, manifest.example_arrays), (rows, manifest.position_arrays)):
+            for name, (dtype, shape) in stored.items():
+                expected[name] = (f"{dtype.kind.upper()}{8 * dtype.itemsize}", (count, *shape))
         for name, wanted in expected.items():
             if arrays[name][:2] != wanted:
                 raise ValueError(f"{name}: expected {wanted}, got {arrays[name][:2]}")
@@ -145,7 +142,7 @@ class Shard:
             raise damaged(self.path, f"expected {self.size} bytes, as when it was opened, got {len(raw)}")
         arrays = {}
         for name, (type_name, shape, start) in self._layout.arrays.items():
-            dtype = np.dtype(_TYPES[type_name])
+            dtype = np.dtype(f"<{type_name[0].lower()}{int(type_name[1:]) // 8}")
             arrays[name] = (
                 raw[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
             )
@@ -159,17 +156,17 @@ class Shard:
         """
         arrays = self.open()
         header = self._layout.metadata
-        if checksum(header, arrays) != header.get("checksum"):
+        ordered = {name: arrays[name] for name in array_names(manifest)}
+        if checksum(header, ordered) != header.get("checksum"):
             raise damaged(self.path, "its checksum is not that of its content")
         rows = Rows(self.path, arrays)
         for n in range(self.examples):
             rows.mask(n)
-        columns = arrays["columns"]
-        if columns.size and not 0 <= columns.min() <= columns.max() < manifest.vocab_size:
-            raise damaged(
-                self.path,
-                f"columns: expected 0 to {manifest.vocab_size - 1}, got {columns.min()} to {columns.max()}",
-            )
+        name = "columns" if manifest.keep == "traces" else "ids"
+        # Where fewer tokens are listed than there is room for, the number after the last id stands there.
+        ids, largest = arrays[name], manifest.vocab_size - (name == "columns")
+        if ids.size and not 0 <= ids.min() <= ids.max() <= largest:
+            raise damaged(self.path, f"{name}: expected 0 to {largest}, got {ids.min()} to {ids.max()}")
 
 
 class Rows:
@@ -201,6 +198,13 @@ class Rows:
     def rows(self, n: int) -> slice:
         """Rows of an example."""
         return slice(int(self._rows[n]), int(self._rows[n + 1]))
+
+    def ids(self, where: slice, vocab_size: int) -> NDArray[np.int64]:
+        """Tokens of some rows, -1 for none."""
+        read = self.arrays["ids"][where].astype(np.int64)
+        if read.size and read.max() > vocab_size:
+            raise damaged(self._path, f"ids: expected 0 to {vocab_size}, got {read.max()}")
+        return np.where(read == vocab_size, -1, read)
 
 
 def damaged(path: Path, reason: object) -> ValueError:

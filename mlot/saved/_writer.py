@@ -17,6 +17,8 @@ from mlot.saved._manifest import MANIFEST, Manifest, read_manifest
 from mlot.saved._pack import packed_examples
 from mlot.saved._reader import SavedTeacher
 from mlot.saved._shard import SUFFIX, Example, file_name, write_shard
+from mlot.text import TextTargets
+from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
 
 LOCK = ".lock"
@@ -117,16 +119,18 @@ class TeacherWriter:
     def add(
         self,
         keys: Sequence[str],
-        traces: Traces,
+        traces: Traces | TopKLogprobs | TextTargets,
         attention_mask: Array | Sequence[Sequence[bool]] | None = None,
     ) -> None:
         """Add a batch of examples; those whose key is there already are left out.
 
         Args:
-            keys: ``B`` keys, as `example_key` makes them.
-            traces: of the examples, ``(B, T, k)``, as the manifest describes them.
+            keys: ``B`` keys, as `example_key` makes them; of targets, from the tokens of both models.
+            traces: of the examples, ``(B, T, k)``, as the manifest describes them: `mlot.Traces`,
+                `mlot.TopKLogprobs` for ``keep="likeliest"``, or `mlot.TextTargets` for ``keep="targets"``.
             attention_mask: positions that hold tokens of the example rather than padding, ``(B, T)``
-                booleans or integers; ``None`` means all. Padding is not stored, on whichever side it is.
+                booleans or integers, of targets the student's; ``None`` means all. Padding is not stored, on
+                whichever side it is.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or shape, the traces are not as the

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlot._examples import TOKENISED_FORMS, read_examples
 from mlot._needed import HF_PACKAGES, require_packages
 from mlot._storage import DTYPES
+from mlot.saved._manifest import KEPT
 from mlot.saved._reader import SavedTeacher, verify_folder
 from mlot.saved._teacher import save_teacher
 from mlot.saved._writer import FolderLockedError
@@ -24,7 +25,13 @@ Save what a teacher predicts on a data set, once, so that training needs no teac
 was saved. A run of save that was interrupted resumes when the same command is given again."""
 
 #: Arguments of `save_teacher` and the options that give them, for messages.
-_OPTIONS = {"folder": "--output", "examples": "--text"}
+_OPTIONS = {"folder": "--output", "examples": "--text", "student_tokenizer": "--student"}
+#: What one of the figures for HAD is of, and whose mass is kept.
+_KEPT_OF = {
+    "traces": ("pair", "the teacher"),
+    "likeliest": ("position", "the teacher"),
+    "targets": ("position", "the targets"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _save(options: argparse.Namespace, console: Console) -> int:
     require_packages("python -m mlot.saved save", "hf", HF_PACKAGES)
     examples = read_examples(options.text, "--text", cut=_lines, tokenised=True)
-    from mlot._hf.loading import load_model, quiet_transformers
+    from mlot._hf.loading import load_model, load_tokenizer, quiet_transformers
     from mlot._progress import Counter, Reporter
 
     if options.threads is not None:
@@ -71,6 +78,9 @@ def _save(options: argparse.Namespace, console: Console) -> int:
         torch.set_num_threads(options.threads)
     with quiet_transformers():
         model, tokenizer, _ = load_model(options.model, "--model")
+        student_tokenizer = None
+        if options.student is not None:
+            student_tokenizer, _ = load_tokenizer(options.student, "--student")
         reporter = Reporter(console)
         with reporter.progress:
             saved = save_teacher(
@@ -78,9 +88,13 @@ def _save(options: argparse.Namespace, console: Console) -> int:
                 tokenizer,
                 [each.content for each in examples],
                 options.output,
-                k=options.k,
+                keep=options.keep,
+                student_tokenizer=student_tokenizer,
+                k="preset" if options.k is None else options.k,
                 temperature=options.temperature,
-                extra_temperatures=tuple(options.extra_temperatures),
+                extra_temperatures=(
+                    None if options.extra_temperatures is None else tuple(options.extra_temperatures)
+                ),
                 standardize=options.standardize,
                 dtype=options.dtype,
                 max_length=options.max_length,
@@ -137,21 +151,23 @@ def _describe(saved: SavedTeacher, console: Console) -> None:
         if name == "settings":
             for each, setting in value.items():
                 console.print(f"  {each:<22} {setting}")
-        else:
+        elif value not in (None, ()):
             console.print(f"  {name:<22} {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
     console.print(
         f"size: {saved.nbytes} bytes, {saved.bytes_per_token:.1f} for each position that counts "
         f"({manifest.bytes_per_position} a position and {manifest.bytes_per_example} an example, "
         "masks and headers)"
     )
-    console.print(f"kept: {error.kept_mass:.4f} of the teacher's mass, a mean over positions")
+    kept, of = _KEPT_OF[manifest.keep]
+    console.print(f"kept: {error.kept_mass:.4f} of {of}'s mass, a mean over positions")
     console.print(f"error from {manifest.dtype}, at most, whatever the student:")
     console.print(
         f"  a probability          {error.probability_max:.2e}, in the mean {error.probability_mean:.2e}"
     )
-    console.print(f"  HAD, for each pair     {error.had_max:.2e}, in the mean {error.had_mean:.2e}")
+    console.print(f"  HAD, for each {kept:<8} {error.had_max:.2e}, in the mean {error.had_mean:.2e}")
     console.print(f"  SL, as a share of it   {error.sl_relative:.2e}")
-    console.print(f"  SD, an entry of cost   {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
+    if manifest.keep == "traces":
+        console.print(f"  SD, an entry of cost   {error.cost_max:.2e}, in the mean {error.cost_mean:.2e}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="{save,verify,info}")
-    save = commands.add_parser("save", help="run a teacher over a data set and save its traces")
+    save = commands.add_parser("save", help="run a teacher over a data set and save what it predicts")
     save.set_defaults(run=_save)
     save.add_argument(
         "--model",
@@ -178,10 +194,20 @@ def _parser() -> argparse.ArgumentParser:
         f"examples have {TOKENISED_FORMS}",
     )
     save.add_argument("--output", metavar="DIR", required=True, help="new, empty, or of the same teacher")
-    save.add_argument("--k", type=int, default=50, help="columns kept (50)")
+    save.add_argument(
+        "--keep",
+        choices=KEPT,
+        default=KEPT[0],
+        help="heaviest columns of each example (traces); or, for the plan from the text, likeliest tokens of "
+        "each position (likeliest), or what they say in the student's tokens (targets)",
+    )
+    save.add_argument(
+        "--student", metavar="DIR", help="tokenizer of the student, for --keep targets: a folder, or an id"
+    )
+    save.add_argument("--k", type=int, help="columns kept of an example (50), or tokens of a position (256)")
     save.add_argument("--temperature", type=float, default=1.0, help="of the token level (1)")
     save.add_argument(
-        "--extra-temperatures", type=float, nargs="*", default=[2.0], metavar="T", help="further ones (2)"
+        "--extra-temperatures", type=float, nargs="*", metavar="T", help="further ones of traces (2)"
     )
     save.add_argument("--standardize", action="store_true", help="divide logits by their deviation first")
     save.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="storage type (float16)")

@@ -9,9 +9,10 @@ from mlot._needed import HF_PACKAGES, require_packages
 require_packages(__name__, "hf", HF_PACKAGES)
 
 from mlot._examples import read_rows as read_examples  # noqa: E402
+from mlot._hf.pairs import Truncation  # noqa: E402
 from mlot.training._arguments import MultiLevelOTTrainingArguments  # noqa: E402
 from mlot.training._collator import DistillationCollator  # noqa: E402
-from mlot.training._examples import PreparedDataset, Truncation  # noqa: E402
+from mlot.training._examples import PreparedDataset  # noqa: E402
 from mlot.training._trainer import MultiLevelOTMixin, MultiLevelOTTrainer  # noqa: E402
 
 __all__ = [

@@ -11,12 +11,13 @@ from torch import Tensor
 #: Prefix of what is the teacher's.
 TEACHER = "teacher_"
 #: What the models do not read. ``labels`` are unshifted, -100 where nothing is asked.
-LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS, TEXT_POSITIONS = (
+LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS, TARGET_KEYS, TEXT_POSITIONS = (
     "labels",
     "pairs",
     "text_mask",
     "target_bytes",
     TEACHER + "keys",
+    "target_keys",
     "text_positions",
 )
 
@@ -27,11 +28,12 @@ class Batch:
 
     Attributes:
         student: inputs of the student's model.
-        teacher: inputs of the teacher's model; empty where the teacher is saved.
+        teacher: inputs of the teacher's model; of a saved teacher its token ids at most.
         labels: of the student, ``(B, T_s)``, unshifted, -100 where nothing is asked.
         teacher_labels: the same for the teacher, ``(B, T_t)``.
         pairs: ``(B, P, 2)`` positions to compare, padded by -1.
         teacher_keys: keys of a saved teacher's examples, ``(B, L)`` characters.
+        target_keys: keys of saved targets, the same.
         text_mask: labels that stand for text, ``(B, T_s)`` booleans; others end a turn.
         text_positions: where the student reads in the teacher's tokens, ``(B, P, 9)``, padded by -1.
         target_bytes: bytes of text that the labels of each sequence stand for, ``(B,)``.
@@ -43,6 +45,7 @@ class Batch:
     teacher_labels: Tensor | None = None
     pairs: Tensor | None = None
     teacher_keys: Tensor | None = None
+    target_keys: Tensor | None = None
     text_mask: Tensor | None = None
     target_bytes: Tensor | None = None
     text_positions: Tensor | None = None
@@ -57,10 +60,8 @@ class Batch:
         rest = dict(inputs)
         if LABELS not in rest:
             raise ValueError(f"inputs: expected labels among them, got {', '.join(sorted(rest))}")
-        ours = {
-            name: rest.pop(name, None)
-            for name in (LABELS, TEACHER + LABELS, PAIRS, KEYS, TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS)
-        }
+        names = (LABELS, TEACHER + LABELS, PAIRS, KEYS, TARGET_KEYS, TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS)
+        ours = {name: rest.pop(name, None) for name in names}
         teacher = {name: rest.pop(name) for name in list(rest) if name.startswith(TEACHER)}
         return Batch(
             student=rest,

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mlot import _checks, mask_from_labels
+from mlot import _checks
 from mlot._hf.heads import longest_input
+from mlot._hf.pairs import Pair, Truncation
 from mlot._hf.render import render
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
 from mlot.training._arguments import CollatorPairs, MultiLevelOTTrainingArguments
-from mlot.training._batch import KEYS, TEXT_POSITIONS
-from mlot.training._examples import Pair, PreparedDataset, Truncation
+from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS
+from mlot.training._examples import PreparedDataset
 from mlot.training._heads import language_model
-from mlot.training._teacher import characters_of, given_teachers
+from mlot.training._keys import characters_of, counted, key_makers
+from mlot.training._teacher import given_teachers
 
 _logger = logging.getLogger("mlot.training")
 
@@ -50,7 +52,8 @@ class DistillationCollator:
       on prompts, padding and the first token of all; padding is found by position, so a pad token that texts
       contain does no harm;
     - ``teacher_input_ids``, ``teacher_attention_mask``, ``teacher_labels``, ``(B, T_t)``: the teacher's; with
-      ``keys``, ``teacher_keys`` in their place, the keys of a saved teacher's examples;
+      ``keys``, ``teacher_keys`` in their place, the keys of a saved teacher's examples; with ``pairs="text"``
+      also ``target_keys``, those of saved targets, and ``teacher_input_ids``, padded on the right;
     - ``pairs``, ``(B, P, 2)``, padded by -1: positions at which both models have read the same bytes of the
       common text, with ``pairs="boundary"``;
     - ``text_positions``, ``(B, P, 9)``, padded by -1: with ``pairs="text"``, what the teacher's tokens say at
@@ -123,7 +126,7 @@ class DistillationCollator:
         self.vocabulary = vocabulary
         self.plan = None if vocabulary is None else vocabulary.plan()
         self.unserved: Counter[str] = Counter()
-        self.keys = keys
+        self.keys, self._keys = keys, key_makers(by_text=pairs == "text")
         self.padding_side = padding_side
         self.add_start, self.add_end = add_start, add_end
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -165,7 +168,7 @@ class DistillationCollator:
             columns[TEXT_POSITIONS], reasons = pair.text_positions(self.vocabulary)
             self.unserved.update(reasons)
         if self.keys:
-            columns["teacher_key"] = _key(columns["teacher_input_ids"], columns["teacher_labels"])
+            columns |= {name: key_of(columns) for name, key_of in self._keys.items()}
         return columns, pair.truncation()
 
     def _frame(self, tokenizer: Any) -> tuple[int | None, int | None]:
@@ -185,6 +188,10 @@ class DistillationCollator:
         teacher_offset: Any = 0
         if self.keys:
             batch[KEYS] = characters_of([row["teacher_key"] for row in rows])
+            if self.pairs == "text":  # saved predictions are padded on the right
+                batch[TARGET_KEYS] = characters_of([row["target_key"] for row in rows])
+                ids = [row["teacher_input_ids"] for row in rows]
+                batch["teacher_input_ids"] = self._padded(ids, self._pad[1], "right")
         else:
             teacher, teacher_offset = self._side(rows, "teacher_", self._pad[1])
             batch |= teacher
@@ -205,7 +212,9 @@ class DistillationCollator:
         if "input_ids" not in example:
             return self.prepare(example)
         wanted = (*_COLUMNS, *_POSITION_COLUMNS[self.pairs])
-        wanted += ("teacher_key",) if self.keys else _TEACHER_COLUMNS
+        wanted += tuple(self._keys) if self.keys else _TEACHER_COLUMNS
+        if self.keys and self.pairs == "text":
+            wanted += _TEACHER_COLUMNS[:1]
         lacking = [name for name in wanted if name not in example]
         if lacking:
             raise ValueError(
@@ -225,13 +234,14 @@ class DistillationCollator:
         side[prefix + "position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return side, (mask.shape[1] - mask.sum(dim=1)).numpy()
 
-    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    def _padded(self, rows: Sequence[Sequence[int]], value: int, side: str | None = None) -> Tensor:
+        side = self.padding_side if side is None else side
         longest = max(1, *map(len, rows)) if rows else 1
         if self.pad_to_multiple_of is not None:
             longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         table = torch.full((len(rows), longest), value)
         for n, row in enumerate(rows):
-            where = slice(0, len(row)) if self.padding_side == "right" else slice(longest - len(row), longest)
+            where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
             table[n, where] = torch.as_tensor(row, dtype=torch.long)
         return table
 
@@ -276,7 +286,7 @@ class DistillationCollator:
         keep_kind = getattr(type(dataset), "from_list", None)
         return PreparedDataset(made) if keep_kind is None else keep_kind(made)
 
-    def teacher_examples(self, dataset: Any) -> Iterator[tuple[list[int], list[bool]]]:
+    def teacher_examples(self, dataset: Any) -> Iterator[Any]:
         """Yield what a teacher has to read for a data set, for `mlot.saved.save_teacher`.
 
         Examples of which nothing is left to learn are left out.
@@ -285,21 +295,29 @@ class DistillationCollator:
             dataset: of examples, tokenised or not.
 
         Yields:
-            Token ids, and which positions' predictions count.
+            Token ids, and which positions' predictions count; with ``pairs="text"`` prepared examples, from
+            which targets can be saved, too.
         """
         for n in range(len(dataset)):
             row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
-            mask = _counted(row["teacher_labels"])
+            mask = counted(row["teacher_labels"])
             if any(mask):
-                yield list(row["teacher_input_ids"]), mask
+                yield row if self.pairs == "text" else (list(row["teacher_input_ids"]), mask)
 
-    def teacher_keys(self, dataset: Any) -> list[str]:
-        """Keys of the examples of a data set, tokenised or not, as `mlot.saved.example_key` makes them."""
-        keys = []
+    def teacher_keys(self, dataset: Any, keep: str = "traces") -> list[str]:
+        """Keys of the examples of a data set, as `mlot.saved.example_key` makes them.
+
+        Args:
+            dataset: of examples, tokenised or not.
+            keep: what is kept of the saved teacher; the keys of ``"targets"`` are of both models' tokens, and
+                need ``pairs="text"``.
+        """
+        name, keys = ("target_key" if keep == "targets" else "teacher_key"), []
+        if name not in self._keys:
+            raise ValueError(f"keep: expected a collator with pairs='text' for targets, got {self.pairs!r}")
         for n in range(len(dataset)):
             row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
-            key = row.get("teacher_key")
-            keys.append(key or _key(row["teacher_input_ids"], row["teacher_labels"]))
+            keys.append(row.get(name) or self._keys[name](row))
         return keys
 
     def check_models(self, model: Any, teacher: Any, args: MultiLevelOTTrainingArguments) -> None:
@@ -372,15 +390,3 @@ def _limit(tokenizer: Any, given: int | None) -> int | None:
         return given
     said = getattr(tokenizer, "model_max_length", None)
     return int(said) if said is not None and said < _NO_LIMIT else None
-
-
-def _counted(labels: Sequence[int]) -> list[bool]:
-    mask: list[bool] = mask_from_labels(torch.tensor([list(labels)])).tolist()[0] if len(labels) else []
-    return mask
-
-
-def _key(ids: Sequence[int], labels: Sequence[int]) -> str:
-    from mlot.saved import example_key
-
-    key: str = example_key(list(ids), _counted(labels))
-    return key

@@ -16,16 +16,19 @@ from mlot import (
     TextPlan,
     TextPositions,
     TextTargets,
+    TopKLogprobs,
     Traces,
     mask_from_labels,
     select,
     text_targets,
 )
+from mlot._composite import arrays_of
 from mlot._hf.heads import HeadShape
 from mlot.nn import MultiLevelOTLoss
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
 from mlot.training._heads import head_shape, hidden_states
+from mlot.training._keys import keys_of
 
 #: What a teacher predicted, and the labels that say what of it counts (``None`` for traces): of several
 #: teachers, a list of each.
@@ -65,7 +68,7 @@ def _predictor(
     plan: TextPlan | None,
 ) -> Predictor:
     if not isinstance(source, nn.Module):
-        return SavedModel(source)
+        return SavedModel(source, config, plan)
     placed = getattr(source, "hf_device_map", None) is not None
     device = torch.device(args.device if args.teacher_device is None else args.teacher_device)
     dtype = args.teacher_dtype
@@ -130,7 +133,10 @@ class ModelTeacher:
         else:
             prediction = hidden_states(self.model, inputs, self._head)
         if self.config is not None and self.config.matching == "text":
-            return self._targets(prediction, batch, device), None
+            counted = mask_from_labels(labels)
+            return targets_of(prediction, batch, counted, self.config, self.plan).map(
+                lambda array: array.to(device)
+            ), None
         if self.config is None or self.config.k is None:
             return _moved(prediction, device), labels
         where = prediction.hidden.device if isinstance(prediction, LinearHead) else prediction.device
@@ -144,43 +150,74 @@ class ModelTeacher:
         )
         return traces.map(lambda array: array.to(device)), None
 
-    def _targets(self, source: Tensor | LinearHead, batch: Batch, device: torch.device) -> TextTargets:
-        """What the teacher says in the student's tokens."""
-        assert self.config is not None
-        if self.plan is None or batch.text_positions is None:
-            raise ValueError(
-                "inputs: expected text_positions among them, of a collator with pairs='text', got none"
-            )
-        where = source.hidden.device if isinstance(source, LinearHead) else source.device
-        ids: Tensor = batch.teacher["input_ids"]
-        assert batch.teacher_labels is not None
-        targets = text_targets(
-            source,
-            TextPositions(batch.text_positions.to(where), ids.to(where), self.plan),
-            student_mask=mask_from_labels(batch.labels.to(where)),
-            teacher_mask=mask_from_labels(batch.teacher_labels.to(where)),
-            k=self.plan.student_vocab_size if self.config.k is None else self.config.k,
-            temperature=self.config.temperature,
+
+def targets_of(
+    source: Tensor | LinearHead | TopKLogprobs,
+    batch: Batch,
+    counted: Tensor | None,
+    config: MultiLevelOTConfig,
+    plan: TextPlan | None,
+) -> TextTargets:
+    """What a teacher says in the student's tokens; ``counted`` are its positions that count."""
+    if plan is None or batch.text_positions is None:
+        raise ValueError(
+            "inputs: expected text_positions among them, of a collator with pairs='text', got none"
         )
-        return targets.map(lambda array: array.to(device))
+    where = arrays_of(source)[0].device
+    ids: Tensor = batch.teacher["input_ids"]
+    return text_targets(
+        source,
+        TextPositions(batch.text_positions.to(where), ids.to(where), plan),
+        student_mask=mask_from_labels(batch.labels.to(where)),
+        teacher_mask=None if counted is None else counted.to(where),
+        k=plan.student_vocab_size if config.k is None else config.k,
+        temperature=config.temperature,
+    )
 
 
 class SavedModel:
-    """A teacher whose traces were saved; see `mlot.saved`.
+    """A teacher whose predictions were saved; see `mlot.saved`.
 
     Args:
         saved: a `mlot.saved.SavedTeacher`.
+        config: settings of the loss; with ``matching="text"`` targets are made of the likeliest tokens.
+        plan: the plan from the text, for that.
     """
 
-    def __init__(self, saved: Any) -> None:
-        self.saved = saved
+    def __init__(
+        self, saved: Any, config: MultiLevelOTConfig | None = None, plan: TextPlan | None = None
+    ) -> None:
+        self.saved, self.config, self.plan = saved, config, plan
 
-    def __call__(self, batch: Batch, device: torch.device) -> tuple[Traces, None]:
+    def __call__(
+        self, batch: Batch, device: torch.device
+    ) -> tuple[Traces | TopKLogprobs | TextTargets, None]:
         """Look a batch's examples up."""
-        if batch.teacher_keys is None:
-            raise ValueError("inputs: expected teacher_keys among them, for a saved teacher")
-        traces: Traces = self.saved.batch(keys_of(batch.teacher_keys), backend="torch", device=str(device))
-        return traces, None
+        targets = self.saved.manifest.keep == "targets"
+        keys = batch.target_keys if targets else batch.teacher_keys
+        if keys is None:
+            name = "target_keys" if targets else "teacher_keys"
+            raise ValueError(f"inputs: expected {name} among them, for a saved teacher")
+        by_text = self.config is not None and self.config.matching == "text"
+        length = None
+        if by_text:
+            length = (batch.labels if targets else batch.teacher["input_ids"]).shape[1]
+        source: Any = self.saved.batch(keys_of(keys), length=length, backend="torch", device=str(device))
+        if targets:
+            return _at_places(source, batch.student.get("position_ids")), None
+        if by_text:
+            assert self.config is not None
+            source = targets_of(source, batch, None, self.config, self.plan)
+        return source, None
+
+
+def _at_places(targets: TextTargets, place: Tensor | None) -> TextTargets:
+    """Targets where a batch has the student's tokens; ``place`` is ``None`` if it is padded on the right."""
+    if place is None:
+        return targets
+    return targets.map(
+        lambda array: array.take_along_dim(place.reshape(*place.shape, *[1] * (array.dim() - 2)), dim=1)
+    )
 
 
 class SeveralTeachers:
@@ -203,16 +240,6 @@ class SeveralTeachers:
             teachers.append(replace(given, source=source))
             labels.append(counted)
         return teachers, labels
-
-
-def keys_of(characters: Tensor) -> list[str]:
-    """Keys of a batch, from their characters ``(B, L)``; processes share tensors out, not strings."""
-    return [bytes(row).decode() for row in characters.tolist()]
-
-
-def characters_of(keys: list[str]) -> Tensor:
-    """The other way round."""
-    return torch.tensor([list(key.encode()) for key in keys], dtype=torch.uint8)
 
 
 def _input_device(model: nn.Module) -> torch.device:

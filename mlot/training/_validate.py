@@ -144,17 +144,22 @@ def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
         return
     from mlot.saved import fingerprint
 
-    wanted = fingerprint(collator.tokenizers[1])
+    student, wanted = map(fingerprint, collator.tokenizers)
     for each in kept:
         if each.manifest.tokenizer_fingerprint != wanted:
             raise ValueError(
                 "teacher: expected one saved with the tokenizer of data_collator, whose fingerprint is "
                 f"{wanted!r}, got one saved with {each.manifest.tokenizer_fingerprint!r}"
             )
+        if each.manifest.student_tokenizer_fingerprint not in (None, student):
+            raise ValueError(
+                "teacher: expected targets in the tokens of data_collator's student tokenizer, whose "
+                f"fingerprint is {student!r}, got some for {each.manifest.student_tokenizer_fingerprint!r}"
+            )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return
-    keys = set(collator.teacher_keys(dataset))
     for each in kept:
+        keys = set(collator.teacher_keys(dataset, each.manifest.keep))
         missing = each.missing(keys)
         if missing:
             raise ValueError(

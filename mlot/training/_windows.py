@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mlot._examples import Example
+from mlot._hf.pairs import Truncation
 from mlot._hf.tokenizers import token_ids
 from mlot.align import VocabularyMap
 from mlot.training._collator import DistillationCollator
 from mlot.training._corpus import as_documents
-from mlot.training._examples import Truncation
 
 
 @dataclass(frozen=True)

@@ -239,3 +239,31 @@ def test_as_a_process(model: Path, text: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stdout == "00000.safetensors  as written\n1 file, 0 damaged\n"
         assert not done.stderr
+
+
+@pytest.mark.parametrize("keep", ["likeliest", "targets"])
+def test_what_the_plan_from_the_text_needs(
+    keep: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    student = ("--student", model) if keep == "targets" else ()
+    options = ["save", "--model", model, "--text", text, "--output", out, "--keep", keep, *student]
+    assert main([str(each) for each in options]) == 0
+    printed = capsys.readouterr().out
+    saved = SavedTeacher(out)
+    assert (saved.manifest.keep, saved.manifest.k) == (keep, 256)
+    want = 256 * 4 + 8 * (keep == "targets")
+    assert saved.manifest.bytes_per_position == want
+    assert (
+        f"{saved.bytes_per_token:.1f} for each position that counts ({want} a position and 24 an" in printed
+    )
+    assert f"  keep                   {keep}\n" in printed
+    assert ("student_tokenizer_fingerprint" in printed) == (keep == "targets")
+    assert f"of {'the targets' if keep == 'targets' else 'the teacher'}'s mass" in printed
+    assert "SD, an entry" not in printed
+    assert main(["verify", str(out)]) == 0
+    assert main(["info", "--json", str(out)]) == 0
+    capsys.readouterr()
+    wrong = ("--keep", "likeliest", "--student", model) if keep == "likeliest" else ("--keep", "targets")
+    assert save(model, text, tmp_path / "other", *wrong) == 2
+    assert capsys.readouterr().err.startswith("mlot.saved: error: --student: expected ")

@@ -8,11 +8,11 @@ pytest.importorskip("transformers")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlot._hf.pairs import Pair
 from mlot._hf.render import render
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_text_positions
 from mlot.training import DistillationCollator
-from mlot.training._examples import Pair
 from training_cases import bytes_of, chat_tokenizers
 
 STUDENT, TEACHER = chat_tokenizers()
