@@ -137,3 +137,18 @@ def test_equal_tokenizers_give_the_teacher_itself(problem):
     assert rows[:, 0].tolist() == list(range(len(teacher) - 1))
     np.testing.assert_allclose(dense(targets)[:-1], t[:-1], atol=1e-12)
     np.testing.assert_allclose(targets.served[0, :-1], 1)
+
+
+@pytest.mark.parametrize("width", [5, 64, 1000, 1003])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_the_largest_values_are_found_group_by_group(width: int, k: int) -> None:
+    from mlot.backends.torch.text import _largest
+
+    k = min(k, width)
+    values = torch.rand(3, width, generator=torch.Generator().manual_seed(k)).pow(8)
+    values[1] = values[1].round(decimals=1)  # ties
+    values[2, 2:] = 0
+    top, index = _largest(values, k)
+    assert torch.equal(top, values.topk(k).values)
+    assert torch.equal(values.gather(1, index), top)
+    assert all(len(set(row)) == k for row in index.tolist())

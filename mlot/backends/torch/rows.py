@@ -142,7 +142,7 @@ class Scratch:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._buffer = torch.empty(0, dtype=dtype, device=device)
 
-    def __call__(self, shape: torch.Size) -> Tensor:
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
         size = math.prod(shape)
         if self._buffer.numel() < size:
             self._buffer = self._buffer.new_empty(size)
@@ -150,14 +150,17 @@ class Scratch:
 
 
 class DenseRows:
-    """Rows of dense logits; a block that is read is a view."""
+    """Rows of dense logits; a block that is read is a view.
+
+    Listed rows are copied, over those that were listed before.
+    """
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.shape = logits.shape
         self.device = logits.device
         self.dtype = compute_dtype(logits.dtype)
-        self.scratch = Scratch(self.dtype, self.device)
+        self.scratch, self._listed = Scratch(self.dtype, self.device), Scratch(logits.dtype, self.device)
 
     def slice_rows(self) -> int:
         return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
@@ -165,7 +168,11 @@ class DenseRows:
     chunk_rows = slice_rows
 
     def read(self, where: Where) -> Tensor:
-        return self.logits[where]
+        b, t = where
+        if isinstance(b, slice) or isinstance(t, slice) or not self.logits.is_contiguous():
+            return self.logits[where]
+        flat, listed = self.logits.flatten(0, 1), b * self.shape[1] + t
+        return torch.index_select(flat, 0, listed, out=self._listed((len(listed), self.shape[2])))
 
     def through_activation(self, logits: Tensor, gradient: Tensor) -> Tensor:
         """Nothing stands between these logits and their tensor."""
@@ -207,7 +214,7 @@ class HeadRows:
 
     def read(self, where: Where) -> Tensor:
         hidden = self.hidden[where].to(self.dtype)
-        logits = self._chunk(torch.Size((*hidden.shape[:-1], self.shape[2])))
+        logits = self._chunk((*hidden.shape[:-1], self.shape[2]))
         flat, out = hidden.flatten(0, -2), logits.flatten(0, -2)
         for v in self.blocks():
             torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])

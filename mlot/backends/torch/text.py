@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mlot._composite import Composite, arrays_of
-from mlot.backends.torch.rows import RowSource, SourceLayout, compute_dtype
+from mlot.backends.torch.exponentials import exponential
+from mlot.backends.torch.rows import RowSource, Scratch, SourceLayout, compute_dtype
 from mlot.backends.torch.topk import tempered
 from mlot.sources import Predictions
 from mlot.text import TextPlan, TextPositions, TextTargets
@@ -21,52 +22,91 @@ from mlot.topk import TopKLogprobs
 
 LEAST_CONSISTENT = 0.01  # as in the reference
 #: Bytes of probabilities and sums in one block, on the host and on accelerators.
-HOST_BLOCK_BYTES = 1 << 23
+HOST_BLOCK_BYTES = 1 << 22
+GROUP = 8  # values of a group among which the largest are sought
 DEVICE_BLOCK_BYTES = 1 << 28
 
 
 class _Plan(NamedTuple):
-    """A plan's arrays as tensors; tokens that nothing follows have the id ``V_s``."""
+    """A plan's arrays as tensors, with student tokens by their column in sums of mass.
+
+    Column 0 takes what is no text, column 1 text that no token of the student follows; then come the tokens
+    that follow a whole token of the teacher, and then all others. Most rows need no more than the first.
+    """
 
     order: Tensor
     offsets: Tensor
     longest: Tensor
-    canonical: Tensor
+    canonical: Tensor  #: -1 where the student's own tokenization has no border, or is not known
     segmentation: Tensor
-    roles: Tensor
-    whole: Tensor  #: token that follows each teacher token of which nothing has been read, ``(N,)``
+    whole: Tensor  #: column for each teacher id of which nothing has been read, ``(V_t,)``
     number: Tensor  #: of each teacher id, ``(V_t,)``, -1 where it is no text
+    column: Tensor  #: of each student token, ``(V_s,)``
+    token: Tensor  #: of each column, ``(2 + V_s,)``, -1 for the first two
+    narrow: int  #: number of columns up to the last that follows a whole token
+
+    @property
+    def wide(self) -> int:
+        """Number of all columns."""
+        return len(self.token)
+
+
+_NO_TEXT, _NOTHING_FOLLOWS = 0, 1
 
 
 def _on_device(plan: TextPlan, device: torch.device) -> _Plan:
     key = ("torch", str(device))
     if key not in plan.cache:
-        none = plan.student_vocab_size
-        order, offsets, longest, canonical, segmentation, roles = (
-            torch.from_numpy(array.astype("int64")).to(device)
-            for array in (
-                plan.order,
-                plan.offsets,
-                plan.longest,
-                plan.canonical,
-                plan.segmentation,
-                plan.roles.reshape(-1, 2),
-            )
+        plan.cache[key] = _Plan(
+            *(x.to(device) if isinstance(x, Tensor) else x for x in _by_column(plan))  # type: ignore[arg-type]
         )
-        longest = torch.where(longest < 0, none, longest)
-        first = offsets[:-1]
-        whole = longest[first]
-        if plan.reading == "canonical":
-            whole = torch.where(canonical[first] >= 0, canonical[first], whole)
-        number = torch.full((plan.teacher_vocab_size,), -1, device=device)
-        number[order] = torch.arange(len(order), device=device)
-        plan.cache[key] = _Plan(order, offsets, longest, canonical, segmentation, roles, whole, number)
     kept: _Plan = plan.cache[key]
     return kept
 
 
+def _by_column(plan: TextPlan) -> _Plan:
+    order, offsets, longest, canonical, segmentation, roles = (
+        torch.from_numpy(array.astype("int64"))
+        for array in (
+            plan.order,
+            plan.offsets,
+            plan.longest,
+            plan.canonical,
+            plan.segmentation,
+            plan.roles.reshape(-1, 2),
+        )
+    )
+    first = offsets[:-1]
+    follows = longest[first]
+    if plan.reading == "canonical":
+        follows = torch.where(canonical[first] >= 0, canonical[first], follows)
+    is_whole = torch.zeros(plan.student_vocab_size, dtype=torch.bool)
+    is_whole[follows[follows >= 0]] = True
+    is_whole[roles[:, 1]] = True
+    token = torch.cat([torch.tensor([-1, -1]), (~is_whole).to(torch.int8).argsort(stable=True)])
+    column = torch.empty_like(token[2:])
+    column[token[2:]] = torch.arange(2, len(token))
+    whole = torch.full((plan.teacher_vocab_size,), _NO_TEXT)
+    whole[order] = torch.where(follows < 0, _NOTHING_FOLLOWS, column[follows.clamp(min=0)])
+    whole[roles[:, 0]] = column[roles[:, 1]]
+    number = torch.full((plan.teacher_vocab_size,), -1)
+    number[order] = torch.arange(len(order))
+    return _Plan(
+        order,
+        offsets,
+        torch.where(longest < 0, _NOTHING_FOLLOWS, column[longest.clamp(min=0)]),
+        torch.where(canonical < 0, -1, column[canonical.clamp(min=0)]),
+        segmentation,
+        whole,
+        number,
+        column,
+        token,
+        2 + int(is_whole.sum()),
+    )
+
+
 class _Teacher:
-    """Probabilities of listed positions, ``(U, V_t)``."""
+    """What a teacher gives its tokens at listed positions."""
 
     def __init__(self, source: Predictions | TopKLogprobs, temperature: float) -> None:
         self.temperature = temperature
@@ -83,20 +123,21 @@ class _Teacher:
             self.rows = layout.rows(tuple(None if x is None else x.detach() for x in layout.tensors))
             self.dtype = self.rows.dtype
 
-    def at(self, b: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, and the mass of tokens that are not known."""
-        read = None
+    def at(self, b: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights ``(U, V_t)``, until the next call; their sum with unknown tokens; the share of these."""
+        logits = None
         if self.own is not None:
-            read = self.own._logits_at(b, j)
+            logits = self.own._logits_at(b, j)
         elif self.rows is not None:
-            read = self.rows.read((b, j))
-        if read is not None:
-            logits = read.to(self.dtype)
-            return (logits / self.temperature).softmax(-1), logits.new_zeros(len(b))
+            logits = self.rows.read((b, j))
+        if logits is not None:
+            weights = logits.to(self.dtype)  # which nobody else holds
+            exponential(weights, weights.amax(-1, keepdim=True), None, self.temperature, weights)
+            return weights, weights.sum(-1), weights.new_zeros(len(b))
         ids = self.ids[b, j]
         probs = self.log_probs[b, j].exp().masked_fill(ids < 0, 0)
         dense = probs.new_zeros((len(b), self.vocabulary)).scatter_add_(1, ids.clamp(min=0), probs)
-        return dense, self.missing[b, j]
+        return dense, probs.new_ones(len(b)), self.missing[b, j]
 
 
 @torch.no_grad()
@@ -115,31 +156,36 @@ def text_targets(
     plan, source = _on_device(text.plan, device), _Teacher(teacher, temperature)
     vocabulary = text.plan.student_vocab_size
     k = min(k, vocabulary)
-    shape = tuple(student_mask.shape)
+    shape, length = tuple(student_mask.shape), teacher_mask.shape[1]
     ids = torch.full((*shape, k), -1, device=device)
     log_probs = torch.full((*shape, k), -torch.inf, dtype=source.dtype, device=device)
     rest, served = torch.zeros((2, *shape), dtype=source.dtype, device=device)
     b, rows = _valid(text, student_mask, teacher_mask)
-    chain = _chains(source, text.teacher_ids, b, rows, vocabulary)
+    chain = _chains(source, text.teacher_ids, b, rows)
     first = text.teacher_ids.long()[b, rows[:, 1] + 1] if len(rows) else b
     consistent = text.plan.reading == "canonical"
-    for some, key, of in _blocks(b, rows[:, 1], teacher_mask.shape[1], _room(source, vocabulary, device)):
-        t, missing = source.at(key // teacher_mask.shape[1], key % teacher_mask.shape[1])
-        mass, there = _carried(t, of, rows[some], first[some], chain[some], plan, vocabulary, consistent)
-        total = mass.sum(-1, dtype=torch.float64)
-        share = (total / (there + missing[of])).nan_to_num(0, 0, 0)
-        top, index = mass.topk(k)
-        kept = (share >= min_served) & (total > 0)
-        listed = top > 0
-        here = (b[some], rows[some, 0])
-        ids[here] = index.masked_fill(~(listed & kept[:, None]), -1)
-        log_probs[here] = (
-            (top.double() / total[:, None]).log().masked_fill(~(listed & kept[:, None]), -torch.inf)
-        ).to(source.dtype)
-        left = ((total - top.double().sum(-1)) / total).clamp(min=0)
-        everything = (mass > 0).sum(-1) <= k
-        rest[here] = left.masked_fill(everything | ~kept, 0).to(source.dtype)
-        served[here] = share.masked_fill(~kept, 0).to(source.dtype)
+    scratch = Scratch(source.dtype, device)
+    plain = (rows[:, 2] == 0) & (rows[:, 8] <= 1)
+    for group, width in ((plain, plan.narrow), (~plain, plan.wide)):
+        listed = group.nonzero().flatten()
+        for block, key, of in _blocks(b[listed], rows[listed, 1], length, _room(source, width, device)):
+            some = listed[block]
+            weights, total, missing = source.at(key // length, key % length)
+            here = chain[some] * total[of]
+            mass = _carried(weights, of, rows[some], first[some], here, plan, width, consistent, scratch)
+            there = mass[:, 1:].sum(-1)
+            top, index = _largest(mass[:, 2:], min(k, width - 2))
+            left = mass[:, 2:].scatter_(1, index, 0).sum(-1)
+            carried = top.sum(-1) + left
+            share = (carried / (there + (missing * total)[of])).nan_to_num(0, 0, 0)
+            kept = (share >= min_served) & (carried > 0)
+            position = (b[some], rows[some, 0])
+            unlisted = ~((top > 0) & kept[:, None])
+            ids[(*position, slice(0, top.shape[1]))] = plan.token[index + 2].masked_fill_(unlisted, -1)
+            q = (top / carried[:, None]).log_().masked_fill_(unlisted, -torch.inf)
+            log_probs[(*position, slice(0, top.shape[1]))] = q
+            rest[position] = (left / carried).masked_fill_(~kept, 0)
+            served[position] = share.masked_fill_(~kept, 0)
     return TextTargets(ids, log_probs, rest, served, vocabulary, temperature)
 
 
@@ -155,10 +201,10 @@ def _valid(text: TextPositions, student_mask: Tensor, teacher_mask: Tensor) -> t
     return b[real], rows[real]
 
 
-def _room(source: _Teacher, vocabulary: int, device: torch.device) -> int:
+def _room(source: _Teacher, width: int, device: torch.device) -> int:
     """Number of teacher positions in a block."""
     budget = HOST_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
-    return max(1, budget // ((2 * source.vocabulary + vocabulary) * source.dtype.itemsize))
+    return max(1, budget // ((source.vocabulary + width) * source.dtype.itemsize))
 
 
 def _blocks(b: Tensor, j: Tensor, length: int, room: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -180,70 +226,83 @@ def _ragged(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _carried(
-    t: Tensor,
+    weights: Tensor,
     of: Tensor,
     rows: Tensor,
     first: Tensor,
     chain: Tensor,
     plan: _Plan,
-    vocabulary: int,
+    width: int,
     consistent: bool,
-) -> tuple[Tensor, Tensor]:
-    """Mass of each student token, ``(R, V_s)``, and what of the teacher's is there, ``(R,)``."""
+    scratch: Scratch,
+) -> Tensor:
+    """Mass of each column, ``(R, width)``."""
     depth, start, low, high, borders, following = (rows[:, n] for n in range(2, 8))
-    weights = t[:, plan.order]
-    mass = t.new_zeros((len(rows), vocabulary + 1))
-    there = t.new_zeros(len(rows), dtype=torch.float64)
-    # Token that follows the teacher's token of the text, where the student's own tokenization says so.
+    mass = scratch((len(rows), width)).zero_()
+    # Column that follows the teacher's token of the text, where the student's own tokenization says so.
     own_first = torch.full_like(first, -1)
     at_border = (depth == 0).nonzero().flatten()
-    if len(at_border):
-        whole = weights if len(at_border) == len(of) == len(t) else weights[of[at_border]]
+    if len(at_border) == len(weights):  # each position for one row, in order
+        mass.scatter_add_(1, plan.whole.expand_as(weights), weights)
+    elif len(at_border):
+        whole = weights[of[at_border]]
         mass[at_border] = mass[at_border].scatter_add_(1, plan.whole.expand_as(whole), whole)
-        there[at_border] = whole.sum(1, dtype=torch.float64)
-        if len(plan.roles):
-            special = t[of[at_border]][:, plan.roles[:, 0]]
-            mass[at_border] = mass[at_border].index_add_(1, plan.roles[:, 1], special)
-            there[at_border] += special.sum(1, dtype=torch.float64)
     inside = (depth > 0).nonzero().flatten()
     if len(inside):
         n, r = _ragged(start[inside], high[inside])
         row = inside[r]
-        w = weights[of[row], n]
-        there.index_add_(0, row, w.double())
+        w = weights[of[row], plan.order[n]]
         goes_on = n >= low[row]
-        n, row, w = n[goes_on], row[goes_on], w[goes_on]
-        entry = plan.offsets[n] + depth[row]
+        entry = plan.offsets[n] + torch.where(goes_on, depth[row], 0)
         follows = plan.longest[entry]
         if consistent:
             own = plan.canonical[entry]
             bits = plan.segmentation[n] & ((2 << depth[row].clamp(max=61)) - 2)
-            agrees = (borders[row] >= 0) & (own >= 0) & (bits == borders[row])
-            sums = there.new_zeros((2, len(rows)))
-            sums[0].index_add_(0, row, w.double())
-            sums[1].index_add_(0, row, w.double() * agrees)
+            agrees = goes_on & (borders[row] >= 0) & (own >= 0) & (bits == borders[row])
+            sums = mass.new_zeros((2, len(rows)), dtype=torch.float64)
+            sums[0].index_add_(0, row, (w * goes_on).double())
+            sums[1].index_add_(0, row, (w * agrees).double())
             by_own = sums[1] > LEAST_CONSISTENT * sums[0]
-            follows = torch.where(by_own[row], torch.where(agrees, own, vocabulary), follows)
-            is_first = n == plan.number[first[row]]
+            follows = torch.where(by_own[row], torch.where(agrees, own, _NOTHING_FOLLOWS), follows)
+            is_first = goes_on & (n == plan.number[first[row]])
             own_first[row[is_first]] = follows[is_first]
-            own_first[by_own & (own_first < 0)] = vocabulary
-        mass.view(-1).index_add_(0, row * (vocabulary + 1) + follows, w)
+            own_first[by_own & (own_first < 0)] = _NOTHING_FOLLOWS
+        follows = torch.where(goes_on, follows, _NOTHING_FOLLOWS)
+        mass.view(-1).index_add_(0, row * width + follows, w)
     chained = (rows[:, 8] > 1).nonzero().flatten()
     if len(chained):
-        u, target = own_first[chained], following[chained]
-        number = plan.number[first[chained]]
-        at_start = depth[chained] == 0
-        u = torch.where(at_start, plan.whole[number], u)
-        u = torch.where(u < 0, plan.longest[plan.offsets[number] + depth[chained]], u)
+        u, target = own_first[chained], plan.column[following[chained]]
+        u = torch.where(depth[chained] == 0, plan.whole[first[chained]], u)
+        longest = plan.longest[plan.offsets[plan.number[first[chained]]] + depth[chained]]
+        u = torch.where(u < 0, longest, u)
         # What begins with the whole chain is followed by the token that the text has, not by a shorter one.
-        most = torch.where(u == vocabulary, torch.inf, mass[chained, u])
+        most = torch.where(u == _NOTHING_FOLLOWS, torch.inf, mass[chained, u])
         moved = torch.minimum(chain[chained], most)
         mass[chained, u] -= moved
         mass[chained, target] += moved
-    return mass[:, :vocabulary], there
+    return mass
 
 
-def _chains(source: _Teacher, teacher_ids: Tensor, b: Tensor, rows: Tensor, vocabulary: int) -> Tensor:
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As ``topk`` of each row: the k largest values lie in the k groups with the largest maxima."""
+    width, groups = values.shape[1], values.shape[1] // GROUP
+    if groups < 2 * k:
+        return tuple(values.topk(k))  # type: ignore[return-value]
+    grouped = values[:, : groups * GROUP].view(len(values), GROUP, groups)
+    best = grouped.amax(1).topk(k, sorted=False).indices[:, None]
+    member = torch.arange(GROUP, device=values.device)[:, None] * groups
+    index = torch.cat(
+        [
+            (best + member).flatten(1),
+            torch.arange(groups * GROUP, width, device=values.device).expand(len(values), -1),
+        ],
+        1,
+    )
+    top, place = values.gather(1, index).topk(k)
+    return top, index.gather(1, place)
+
+
+def _chains(source: _Teacher, teacher_ids: Tensor, b: Tensor, rows: Tensor) -> Tensor:
     """Probability of the teacher's tokens that the student's next token reaches into, ``(R,)``."""
     result = torch.ones(len(rows), dtype=source.dtype, device=rows.device)
     chained = (rows[:, 8] > 1).nonzero().flatten()
@@ -252,10 +311,11 @@ def _chains(source: _Teacher, teacher_ids: Tensor, b: Tensor, rows: Tensor, voca
     j, r = _ragged(rows[chained, 1], rows[chained, 1] + rows[chained, 8])
     log_chain = torch.zeros(len(chained), dtype=torch.float64, device=rows.device)
     length = teacher_ids.shape[1]
-    for some, key, of in _blocks(b[chained][r], j, length, _room(source, vocabulary, rows.device)):
-        t, _ = source.at(key // length, key % length)
+    for some, key, of in _blocks(b[chained][r], j, length, _room(source, 0, rows.device)):
+        weights, total, _ = source.at(key // length, key % length)
         token = teacher_ids.long()[b[chained][r][some], j[some] + 1]
-        log_chain.index_add_(0, r[some], t[of, token].double().log())
+        probability = weights[of, token].double() / total[of].double()
+        log_chain.index_add_(0, r[some], probability.log())
     result[chained] = log_chain.exp().to(source.dtype)
     return result
 
