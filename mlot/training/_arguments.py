@@ -40,6 +40,8 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         use_linear_head: whether the student's logits are never formed: its hidden states and its output
             embedding go to the loss as a `mlot.LinearHead`. Less memory, more time.
         use_teacher_linear_head: the same for the teacher.
+        overwrite_logits: whether the gradient of the student's logits is written into their own memory; see
+            `mlot.nn.MultiLevelOTLoss`.
         teacher_dtype: type to cast the teacher's weights to, such as ``"bfloat16"``; ``None`` leaves them.
         teacher_device: device to move the teacher to, such as ``"cuda:1"``; ``None`` means the student's.
             A teacher spread over devices (``device_map``) stays where it is.
@@ -77,6 +79,10 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
     )
     use_teacher_linear_head: bool = field(
         default=False, metadata={"help": "Whether the teacher's logits are never formed."}
+    )
+    overwrite_logits: bool = field(
+        default=False,
+        metadata={"help": "Whether the gradient of the student's logits takes their memory."},
     )
     teacher_dtype: str | None = field(
         default=None,
@@ -122,7 +128,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         _checks.number("alpha", self.alpha, allow_zero=True)
         self.ot_config()
         _checks.choice("pairs", self.pairs, ("boundary", "index"))
-        for name in ("use_linear_head", "use_teacher_linear_head", "tokenize_ahead"):
+        for name in ("use_linear_head", "use_teacher_linear_head", "overwrite_logits", "tokenize_ahead"):
             _checks.flag(name, getattr(self, name))
         if self.teacher_dtype is not None:
             dtype = getattr(torch, str(self.teacher_dtype).removeprefix("torch."), None)

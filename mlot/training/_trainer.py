@@ -95,7 +95,9 @@ class MultiLevelOTMixin(_Base):
         # Before `loss_is_scaled_for_ga` existed, this is what kept the Trainer from dividing the loss again.
         self.model_accepts_loss_kwargs = True
         self._plan: TextPlan | None = getattr(data_collator, "plan", None)
-        self.criterion = MultiLevelOTLoss(args.ot_config(), args.alpha) if criterion is None else criterion
+        if criterion is None:
+            criterion = MultiLevelOTLoss(args.ot_config(), args.alpha, overwrite_logits=args.overwrite_logits)
+        self.criterion = criterion
         self._running.plan = self._plan
         self.teacher = teacher
         self._predictions_of = make_predictor(teacher, args, self.criterion, self._plan)

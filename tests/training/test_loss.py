@@ -64,6 +64,12 @@ def by_hand(pairs="boundary", criterion=None):
     return terms, {name: weight.grad for name, weight in student.named_parameters()}
 
 
+def test_the_gradient_in_the_logits_memory_is_the_same(tmp_path):
+    plain, _ = gradients(tmp_path, 4, 2)
+    overwritten, _ = gradients(tmp_path, 4, 2, overwrite_logits=True)
+    assert all(torch.equal(gradient, overwritten[name]) for name, gradient in plain.items())
+
+
 @pytest.mark.parametrize(
     ("pairs", "head", "cuts"),
     [
