@@ -34,6 +34,7 @@ SETTINGS = {
     "pairs": "index",
     "use_linear_head": True,
     "use_teacher_linear_head": True,
+    "overwrite_logits": True,
     "teacher_dtype": "bfloat16",
     "teacher_device": "cpu",
     "log_diagnostics_every": 3,
