@@ -90,7 +90,7 @@ class Settings:
                 config.matching == "rank",
                 dict.fromkeys(("pool", "token_cost"), "--matching rank compares none"),
             ),
-            (self.by_text, dict.fromkeys(("pairs", "save_teacher", "saved_teacher"), "--matching is text")),
+            (self.by_text, {"pairs": "--matching is text"}),
             (config.sd_weight == 0, dict.fromkeys(sinkhorn, "--sd-weight is 0")),
         ]
         for applies, names in rules:

@@ -143,15 +143,18 @@ class _Run:
         options, config = self.settings.options, self.settings.arguments.ot_config()
         both = (setup.train, setup.held_out)
         examples = [example for part in both for example in part.collator.teacher_examples(part)]
+        by_text = self.settings.by_text
         with refusing("--save-teacher"):
             return save_teacher(
                 setup.teacher.model,
                 setup.teacher.tokenizer,
                 examples,
                 str(options.save_teacher),
+                # the pictures need the teacher's own tokens, which targets lack
+                keep="likeliest" if by_text else "traces",
                 k=config.k,
                 temperature=config.temperature,
-                extra_temperatures=(config.sequence_temperature,),
+                extra_temperatures=() if by_text else (config.sequence_temperature,),
                 standardize=config.standardize,
                 batch_size=self._reading,
                 name=None if options.teacher is None else Path(options.teacher).name,

@@ -160,6 +160,11 @@ def _loaded(settings: Settings, corpus: Corpus) -> Setup:
         with refusing("--saved-teacher"):
             saved.manifest.require({"tokenizer_fingerprint": fingerprint(teacher.tokenizer)}, saved.folder)
             saved.manifest.serves(settings.arguments.ot_config())
+            if saved.manifest.keep == "targets":
+                raise ValueError(
+                    "keep: expected a teacher saved with 'likeliest' for --matching text, since the pictures "
+                    "need its own tokens, got 'targets'"
+                )
     setup = _together(settings, corpus, teacher, ModelBundle(model, tokenizer), notices + more)
     if saved is None:
         return setup

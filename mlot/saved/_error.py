@@ -32,7 +32,8 @@ class StorageError:
     Of targets, the bounds on HAD and SL hold with :math:`q` in place of :math:`t`, the rest being one more
     token. Of the likeliest tokens, they are of the teacher's probabilities: with :math:`\epsilon` the bound
     for SL, a probability of the targets that are made from them changes by at most
-    :math:`2 \epsilon / (1 - \epsilon)` of itself, and so does SL.
+    :math:`2 \epsilon / (1 - \epsilon)` of itself, where the student's token reaches into one token of the
+    teacher and no threshold is crossed (see `mlot.text_targets`).
 
     Attributes:
         dtype: storage type.

@@ -155,7 +155,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     def at_boundaries(self) -> Examples:
         """The same with the positions at which both models have read the same bytes."""
-        return Examples(self.pieces, *self._arguments)
+        return Examples(self.pieces, *self._arguments, keys=self.collator.keys)
 
     def swapped(self) -> Examples:
         """The same for the other model."""
@@ -164,7 +164,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     def with_keys(self) -> Examples:
         """The same, the other model being a saved teacher."""
-        return Examples(self.pieces, *self._arguments, keys=True)
+        return Examples(self.pieces, *self._arguments, keys=True, vocabulary=self.collator.vocabulary)
 
     def drop_empty(self) -> Truncation:
         """Tokenise what may be too long, leave out that of which nothing is left, and say what was cut."""

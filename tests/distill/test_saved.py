@@ -71,6 +71,21 @@ def test_what_was_saved_trains_the_same_student_without_the_teachers_model(run, 
     assert "no student was trained by cross-entropy alone" in page
 
 
+def test_by_text_the_likeliest_tokens_are_saved(run, text, tmp_path):
+    first = run | {"output": tmp_path / "first"}
+    by_text = ("--matching", "text", "--no-baseline")
+    folder = tmp_path / "likeliest"
+    assert main(command(first, text, "--save-teacher", folder, *by_text)) == 0
+    assert SavedTeacher(folder).manifest.keep == "likeliest"
+    again = run | {"output": tmp_path / "again"}
+    assert main(command(again, text, "--saved-teacher", folder, *by_text)) == 0
+    weights, others = (load_file(r["output"] / "student-mlot" / "model.safetensors") for r in (first, again))
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+    reports = [report_of(each["output"]) for each in (first, again)]
+    for name in ("diagnostics", "matches", "alignment"):
+        assert reports[0][name] == reports[1][name]
+
+
 def test_it_holds_every_window_of_both_parts_once(run, text):
     saved = SavedTeacher(run["saved"])
     tokenizers = [AutoTokenizer.from_pretrained(run[side]) for side in ("student", "teacher")]
@@ -140,6 +155,8 @@ def test_saved_teachers_that_do_not_fit(refused, run, text, tmp_path):
     for option, value in (("k", "9"), ("temperature", "2"), ("sequence_temperature", "3")):
         message = refused(f"--{option.replace('_', '-')}", value)
         assert message.startswith(f"--saved-teacher: {option}: expected "), message
+    message = refused("--matching", "text")
+    assert message.startswith("--saved-teacher: keep: expected a teacher saved with 'targets' or 'likeliest'")
     other = tmp_path / "other"
     train_bpe(texts_of(text), 290, 32).save_pretrained(other)
     message = refused("--teacher", other)
