@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,23 @@ def test_the_largest_values_are_found_group_by_group(width: int, k: int) -> None
     assert torch.equal(top, values.topk(k).values)
     assert torch.equal(values.gather(1, index), top)
     assert all(len(set(row)) == k for row in index.tolist())
+
+
+@given(problem=text_problems(), width=st.integers(1, 9))
+def test_a_vocabulary_may_be_padded(problem, width):
+    """Columns of the model beyond its tokenizer spell nothing; without mass they change nothing."""
+    narrow = made(problem)
+    for fill in (-np.inf, 0.5):
+        padding = np.full((*problem.logits.shape[:2], width), fill)
+        wide = replaced(problem, np.concatenate([problem.logits, padding], axis=2))
+        one, other = made(wide), made(wide, "torch")
+        for same in (other, narrow) if fill == -np.inf else (other,):
+            np.testing.assert_allclose(dense(same), dense(one), rtol=0, atol=1e-12)
+            np.testing.assert_allclose(same.served, one.served, rtol=0, atol=1e-12)
+
+
+def replaced(problem, logits):
+    """The same problem with other logits."""
+    other = copy.copy(problem)
+    other.logits = logits
+    return other

@@ -171,6 +171,7 @@ def text_targets(
         for block, key, of in _blocks(b[listed], rows[listed, 1], length, _room(source, width, device)):
             some = listed[block]
             weights, total, missing = source.at(key // length, key % length)
+            weights = weights[:, : len(plan.whole)]  # what is wider than its tokenizer has no text there
             here = chain[some] * total[of]
             mass = _carried(weights, of, rows[some], first[some], here, plan, width, consistent, scratch)
             there = mass[:, 1:].sum(-1)
