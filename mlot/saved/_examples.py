@@ -46,9 +46,9 @@ class TeacherExample:
     student: StudentSide | None = None
 
     @property
-    def counted(self) -> NDArray[np.bool_]:
-        """Positions at which something is kept: the teacher's, or with targets the student's."""
-        return self.mask if self.student is None else self.student.mask
+    def positions(self) -> int:
+        """Positions at which something may be kept: the teacher's, or with targets the student's."""
+        return len(self.mask if self.student is None else self.student.mask)
 
 
 def read_pairs(
@@ -101,8 +101,15 @@ def _with_student(
     student_ids, student_labels, teacher_ids, teacher_labels, positions = (value[key] for key in _PREPARED)
     own = _example(f"{name}: teacher", (teacher_ids, teacher_labels), None)
     other = _example(f"{name}: student", (student_ids, student_labels), None)
-    rows = np.asarray(positions, np.int64).reshape(-1, len(TEXT_POSITION_FIELDS))
-    return replace(own, key=joint_key(own.key, other.key), student=StudentSide(other.mask, rows))
+    width = len(TEXT_POSITION_FIELDS)
+    rows = np.asarray(positions) if len(positions) else np.zeros((0, width), np.int64)
+    if rows.dtype.kind not in "iu" or rows.shape[1:] != (width,):
+        raise ValueError(
+            f"{name}: text_positions: expected integers (P, {width}), got {rows.dtype} {rows.shape}"
+        )
+    return replace(
+        own, key=joint_key(own.key, other.key), student=StudentSide(other.mask, rows.astype(np.int64))
+    )
 
 
 def _named(name: str, error: Exception) -> Exception:

@@ -64,11 +64,11 @@ def packed_examples(
     ]
 
 
-def empty_example(manifest: Manifest, key: str, mask: NDArray[np.bool_]) -> Example:
+def empty_example(manifest: Manifest, key: str, length: int) -> Example:
     """An example without a valid position, which needs no teacher: what selection makes of such."""
     whole = {"columns": np.arange(manifest.k), "column_mass": np.zeros(manifest.k)}
     rows = {name: np.zeros((0, *shape)) for name, (_, shape) in manifest.position_arrays.items()}
-    return _example(manifest, bytes.fromhex(key), mask, whole, rows)
+    return _example(manifest, bytes.fromhex(key), np.zeros(length, bool), whole, rows)
 
 
 def _valid(source: Traces | TopKLogprobs | TextTargets) -> NDArray[np.bool_]:

@@ -197,7 +197,7 @@ def _run(
                 source, present = _kept(head, plan, batch, manifest)
             packed = packed_examples(manifest, [each.key for each in batch], source, present)
         else:
-            packed = [empty_example(manifest, each.key, each.counted) for each in batch]
+            packed = [empty_example(manifest, each.key, each.positions) for each in batch]
         made.update(zip((each.key for each in batch), packed, strict=True))
         yield len(batch)
     writer._append([made[each.key] for each in chunk])

@@ -240,6 +240,22 @@ def test_targets_from_texts_are_those_from_what_the_collator_prepares(tmp_path):
         save(tmp_path / "no", "targets", max_length=5)
 
 
+def test_examples_of_which_the_teacher_is_asked_nothing(tmp_path):
+    """They have no target, though the student is asked for something."""
+    row = text_collator(keys=True).prepare(DATA[0])
+    silent = dict(row, teacher_labels=[-100] * len(row["teacher_labels"]))
+    settings = {"keep": "targets", "student_tokenizer": student_tokenizer(), "k": K, "batch_size": 1}
+    saved = save_teacher(make_teacher(), teacher_tokenizer(), [row, silent], tmp_path / "t", **settings)
+    saved.verify()
+    targets = saved.batch([0, 1])
+    assert targets.shape[1] == len(row["input_ids"])
+    assert targets.served[0].any()
+    assert not targets.served[1].any()
+    wrong = dict(row, text_positions=[[1, 2]])
+    with pytest.raises(ValueError, match=r"^examples\[0\]: text_positions: expected integers \(P, 9\), got"):
+        save_teacher(make_teacher(), teacher_tokenizer(), [wrong], tmp_path / "w", **settings)
+
+
 # -- what does not fit -----------------------------------------------------------------------------------
 
 
