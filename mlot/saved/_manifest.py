@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
 from mlot import _checks
 from mlot._storage import DTYPES
+from mlot._typing import Kept
 from mlot._version import __version__
 from mlot.config import MultiLevelOTConfig
 from mlot.saved._keys import KEY_BYTES
@@ -24,8 +25,7 @@ MANIFEST = "manifest.json"
 #: Says what made the files, and does not change what they mean.
 _INFORMATIVE = "mlot_version"
 #: What can be kept of a teacher; the first is what folders hold that do not say it.
-Keep = Literal["traces", "likeliest", "targets"]
-KEPT: tuple[Keep, ...] = get_args(Keep)
+KEPT: tuple[Kept, ...] = get_args(Kept)
 #: What manifests of traces do not need to say.
 _NOT_OF_TRACES = ("keep", "student_tokenizer_fingerprint")
 
@@ -80,7 +80,7 @@ class Manifest:
     standardize: bool = False
     dtype: str = "float16"
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-    keep: Keep = "traces"
+    keep: Kept = "traces"
     student_tokenizer_fingerprint: str | None = None
     mlot_version: str = __version__
     format: str = FORMAT

@@ -14,12 +14,13 @@ from mlot._fingerprint import fingerprint
 from mlot._resolve import type_name
 from mlot._selection import select
 from mlot._storage import DTYPES, safetensors_numpy
+from mlot._typing import Kept
 from mlot.align import VocabularyMap, batch_text_positions
 from mlot.config import MultiLevelOTConfig
 from mlot.saved._examples import TeacherExample, read_examples, read_pairs
 from mlot.saved._fingerprint import model_fingerprint
 from mlot.saved._likeliest import likeliest
-from mlot.saved._manifest import Keep, Manifest, check_kept
+from mlot.saved._manifest import Manifest, check_kept
 from mlot.saved._pack import empty_example, packed_examples
 from mlot.saved._reader import SavedTeacher
 from mlot.saved._writer import TeacherWriter
@@ -40,7 +41,7 @@ def save_teacher(
     examples: Iterable[Any],
     folder: str | os.PathLike[str],
     *,
-    keep: Keep = "traces",
+    keep: Kept = "traces",
     student_tokenizer: Any = None,
     k: int | Literal["preset"] | None = "preset",
     temperature: float = 1.0,

@@ -127,7 +127,10 @@ def test_fewer_tokens_of_the_teacher_are_top_k_of_the_model(tmp_path):
     assert trainer.compute_loss(trainer.model, keyed(DATA)).isfinite()
     paper = make_collator(keys=True)
     trainer = make_trainer(tmp_path, teacher=saved, collator=paper, dataset=DATA)
-    assert trainer.compute_loss(trainer.model, paper(DATA)).isfinite()
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert {"had", "sl", "sd", "teacher_kept_mass", "paired_share"} <= set(logged)
+    assert 0 < logged["teacher_kept_mass"] < 1
 
 
 def test_half_precision_changes_sl_by_no_more_than_is_said(tmp_path):
@@ -254,6 +257,17 @@ def test_examples_of_which_the_teacher_is_asked_nothing(tmp_path):
     wrong = dict(row, text_positions=[[1, 2]])
     with pytest.raises(ValueError, match=r"^examples\[0\]: text_positions: expected integers \(P, 9\), got"):
         save_teacher(make_teacher(), teacher_tokenizer(), [wrong], tmp_path / "w", **settings)
+
+
+def test_what_was_lost_is_made_again(tmp_path, saved):
+    """The files of a run that resumes are those of a run without interruption."""
+    keep = saved.manifest.keep
+    whole = save(tmp_path / "whole", keep, examples_per_shard=4, batch_size=2)
+    contents = {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
+    assert len(contents) == 3
+    (whole.folder / "00001.safetensors").unlink()
+    again = save(tmp_path / "whole", keep, examples_per_shard=4, batch_size=2)
+    assert {path.name: path.read_bytes() for path in again.folder.glob("*.safetensors")} == contents
 
 
 # -- what does not fit -----------------------------------------------------------------------------------
