@@ -38,7 +38,7 @@ extensions = [
 nitpicky = True
 # Types that are private to a module of this library, and have no page for that reason.
 nitpick_ignore_regex = [
-    ("py:class", r"(mlot\..*\._.*|Document|Example|Strings|(np|numpy)\.int32|types\._LossArguments)")
+    ("py:class", r"(mlot\..*\._.*|Document|Example|Keep|Strings|(np|numpy)\.int32|types\._LossArguments)")
 ]
 keep_warnings = False
 exclude_patterns = ["README.md", "_build", "_ext", "_inventories", "gallery/*.rst"]

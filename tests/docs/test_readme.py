@@ -8,21 +8,62 @@ from pathlib import Path
 import pytest
 
 import mlot
+from mlot import align
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+STUDY = (ROOT / "docs" / "study.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def models() -> dict[str, object]:
+    """What the examples take for granted: two models with tokenizers of their own."""
+    pytest.importorskip("transformers")
+    import torch
+
+    import mlot.nn
+    import training_cases as cases
+
+    return {
+        "torch": torch,
+        "mlot": mlot,
+        "student": cases.make_student(),
+        "copy_of_student": cases.make_student(),
+        "teacher": cases.make_teacher(),
+        "student_tokenizer": cases.student_tokenizer(),
+        "teacher_tokenizer": cases.teacher_tokenizer(),
+    }
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_run(number: int) -> None:
+def test_examples_run(number: int, models: dict[str, object]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        exec(compile(EXAMPLES[number], f"README example {number + 1}", "exec"), {})
+        exec(compile(EXAMPLES[number], f"README example {number + 1}", "exec"), dict(models))
 
 
-def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 6
+def test_it_is_short() -> None:
+    assert len(EXAMPLES) == 3
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_picture_is_that_of_the_two_tokenizations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn by the library from the tokens of the landing page's picture."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import landing
+
+    student, teacher = (
+        landing._tokens([*pieces, " tokens", "."])[0] for pieces in (landing.STUDENT, landing.TEACHER)
+    )
+    text = "".join([*landing.TEACHER, " tokens", "."])
+
+    def words(tokens: align.TokenBytes) -> align.TokenBytes:  # without the start token
+        return align.TokenBytes(
+            *(getattr(tokens, name)[1:] for name in ("ids", "starts", "ends", "special")), tokens.total
+        )
+
+    assert align.draw(words(student), words(teacher), text).strip() in README
 
 
 def test_commands_are_targets() -> None:
@@ -78,4 +119,4 @@ def test_settings_have_the_defaults_that_are_written() -> None:
 def test_what_the_study_found_is_what_its_results_say(found: str, said: str) -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "efficacy" / "results.json").read_text())
     assert re.search(found, results["claim"])
-    assert said in " ".join(README.split())
+    assert said in " ".join(STUDY.split())
