@@ -1,6 +1,9 @@
 """Universal logit distillation: sorted probabilities compared pair by pair, a few pairs at a time.
 
-For the backward pass only signs are kept, one byte for each logit of a paired position.
+The distance is a sum of probabilities with signs, and so is its gradient. On the host the signs come from
+counts (see `uld_counts`); on accelerators, where sorting is cheap and a list of unknown length would have to
+be waited for, from a sort. For the backward pass only signs are kept: on the host one byte for each bin of a
+row, on accelerators one for each logit of a paired position.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from torch import Tensor
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import SourceLayout, rows_in_slice, zero_gradient
+from mlot.backends.torch.uld_counts import Signs, bins_of, compare, fraction_bits
+
+_ARRAYS = 4  # of a slice's size that are in use at a time
 
 
 class Uld(torch.autograd.Function):
@@ -28,50 +34,72 @@ class Uld(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         sides = _sides(student, teacher, index, tensors)
-        wanted = _wanted(student, ctx.needs_input_grad[4:])
-        (s_rows, s_where), (t_rows, t_where) = sides
-        dtype = torch.promote_types(s_rows.dtype, t_rows.dtype)
-        signs: list[list[Tensor]] = [[], []]
-        parts = []
-        for piece in _pieces(valid, max(s_rows.shape[2], t_rows.shape[2]), dtype.itemsize):
-            s, s_order = _descending(s_rows.read(_at(s_where, piece)).to(dtype), any(wanted[0]))
-            t, t_order = _descending(t_rows.read(_at(t_where, piece)).to(dtype), any(wanted[1]))
-            width = min(s.shape[1], t.shape[1])
-            difference = s[:, :width] - t[:, :width]
-            tails = s[:, width:].sum(1) + t[:, width:].sum(1)
-            parts.append(torch.where(valid[piece], difference.abs().sum(1) + tails, 0))
-            for side, (order, flip) in enumerate(((s_order, 1), (t_order, -1))):
-                if order is not None:
-                    signs[side].append(_signs(difference, order, flip, valid[piece]))
-        kept = [torch.cat(each) if each else None for each in signs]
-        ctx.save_for_backward(*kept, *index, valid, *tensors)
+        wanted = [any(wants) for wants in _wanted(student, ctx.needs_input_grad[4:])]
+        widest = max(rows.shape[2] for rows, _ in sides)
+        dtype = torch.promote_types(*(rows.dtype for rows, _ in sides))
+        ctx.bits = fraction_bits(widest) if torch_rows.can_look(valid.device) else None
+        ctx.pieces = _pieces(valid, widest, dtype.itemsize)
+        ctx.dtype = dtype
+        distance = valid.new_zeros(len(valid), dtype=dtype)
+        means = [torch.zeros_like(distance) if wants else None for wants in wanted]
+        kept: list[list[Signs]] = [[], []]
+        for piece in ctx.pieces:
+            s, t = (rows.read(_at(where, piece)).softmax(-1, dtype=dtype) for rows, where in sides)
+            signs, spread = _sorted(s, t) if ctx.bits is None else _counted(s, t, ctx.bits)
+            for side, values in enumerate((s, t)):
+                total = values.mul_(spread[side]).sum(1, dtype=torch.float64).to(dtype)
+                distance[piece] += total
+                mean = means[side]
+                if mean is not None:
+                    mean[piece] = total
+                    kept[side].append(signs[side])
+            del s, t, spread
+        joined = [
+            field
+            for each in kept
+            for field in (map(torch.cat, zip(*each, strict=True)) if each else [None] * 3)
+        ]
+        ctx.lengths = [[len(signs.listed) for signs in each] for each in kept]
+        ctx.save_for_backward(*means, *joined, *index, valid, *tensors)
         ctx.layouts = student, teacher
-        return torch.cat(parts) if parts else valid.new_zeros(0, dtype=dtype)
+        return distance.masked_fill_(~valid, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        s_signs, t_signs, b, i, j, valid, *tensors = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        means, joined, (b, i, j, valid), tensors = (
+            saved[:2],
+            (saved[2:5], saved[5:8]),
+            saved[8:12],
+            saved[12:],
+        )
         student, teacher = ctx.layouts
         sides = _sides(student, teacher, (b, i, j), tuple(tensors))
         wanted = _wanted(student, ctx.needs_input_grad[4:])
         results: list[Tensor | None] = []
-        for (rows, where), signs, wants in zip(sides, (s_signs, t_signs), wanted, strict=True):
+        for (rows, where), mean, signs, lengths, wants in zip(
+            sides, means, joined, ctx.lengths, wanted, strict=True
+        ):
             if not any(wants):
                 results += [None] * len(wants)
                 continue
             gradient = zero_gradient(rows, wants)
-            if signs is not None:
-                for piece in _pieces(valid, rows.shape[2], rows.dtype.itemsize):
+            if signs[0] is not None:
+                table, listed, exact = signs
+                parts = zip(ctx.pieces, listed.split(lengths), exact.split(lengths), strict=True)
+                for piece, *undecided in parts:
                     here = _at(where, piece)
                     logits = rows.read(here)
-                    probs = logits.to(rows.dtype).softmax(-1)
-                    slope = probs * signs[piece]
-                    slope -= probs.mul_(slope.sum(-1, keepdim=True))
-                    slope *= bar[piece, None]
-                    slope = rows.through_activation(logits, slope)
+                    probs = logits.softmax(-1, dtype=ctx.dtype)
+                    columns = (bar[piece, None], mean[piece, None])
+                    if ctx.bits is None:
+                        slope = table[piece].to(ctx.dtype).sub_(columns[1]).mul_(columns[0])
+                    else:
+                        slope = Signs(table[piece], *undecided).spread(bins_of(probs, ctx.bits), *columns)
+                    slope = rows.through_activation(logits, slope.mul_(probs).to(rows.dtype))
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
-                    gradient.add(here, slope, None if torch_rows.can_look(valid.device) else valid[piece])
+                    gradient.add(here, slope, None if ctx.bits is not None else valid[piece])
             results += gradient.result()
         return (None, None, None, None, *results)
 
@@ -91,7 +119,7 @@ def _wanted(student: SourceLayout, needs: tuple[bool, ...]) -> tuple[tuple[bool,
 
 
 def _pieces(valid: Tensor, vocabulary: int, itemsize: int) -> list[slice]:
-    step = rows_in_slice(valid.device, vocabulary, itemsize)
+    step = rows_in_slice(valid.device, vocabulary, _ARRAYS * itemsize)
     return [slice(start, start + step) for start in range(0, len(valid), step)]
 
 
@@ -99,14 +127,23 @@ def _at(where: tuple[Tensor, Tensor], piece: slice) -> tuple[Tensor, Tensor]:
     return where[0][piece], where[1][piece]
 
 
-def _descending(logits: Tensor, order: bool) -> tuple[Tensor, Tensor | None]:
-    """Probabilities in descending order, and the columns they come from if wanted."""
-    probs, columns = logits.softmax(-1).sort(dim=-1, descending=True)
-    return probs, columns if order else None
+def _counted(student: Tensor, teacher: Tensor, bits: int) -> tuple[list[Signs], list[Tensor]]:
+    """Signs of both sides from counts, and spread over their probabilities."""
+    bins = bins_of(student, bits), bins_of(teacher, bits)
+    signs = compare((student, teacher), bins, bits)
+    one, none = student.new_ones(len(student), 1), student.new_zeros(len(student), 1)
+    return signs, [each.spread(own, one, none) for each, own in zip(signs, bins, strict=True)]
 
 
-def _signs(difference: Tensor, order: Tensor, flip: int, valid: Tensor) -> Tensor:
-    """Derivative of the distance by each probability, in the order of the vocabulary."""
-    signs = torch.ones(order.shape, dtype=torch.int8, device=order.device)  # what has no partner counts whole
-    signs[:, : difference.shape[1]] = difference.sign().mul_(flip)
-    return torch.empty_like(signs).scatter_(1, order, signs)
+def _sorted(student: Tensor, teacher: Tensor) -> tuple[list[Signs], list[Tensor]]:
+    """Signs of both sides from a sort: those of all probabilities, none of them listed."""
+    ordered = [probs.sort(dim=-1, descending=True) for probs in (student, teacher)]
+    width = min(student.shape[1], teacher.shape[1])
+    difference = (ordered[0].values[:, :width] - ordered[1].values[:, :width]).sign().to(torch.int8)
+    spread = []
+    for order, flip in zip((each.indices for each in ordered), (1, -1), strict=True):
+        signs = torch.ones(order.shape, dtype=torch.int8, device=order.device)  # without a partner: whole
+        signs[:, :width] = difference * flip
+        spread.append(torch.empty_like(signs).scatter_(1, order, signs))
+    nothing = spread[0].new_empty(0)
+    return [Signs(each, nothing, nothing) for each in spread], spread
