@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -46,24 +45,24 @@ def write_fields(
 
 def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Header and fields of traces, checked against each other; see `mlot.Traces.load`."""
-    module = safetensors_numpy("path")
+    safetensors_numpy("path")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file of traces, found none at {str(path)!r}")
     try:
-        with path.open("rb") as file:  # a header that promises something else is refused before all is read
-            read_layout(file, path.stat().st_size)
-        return _parse(path.read_bytes(), module)
-    except (KeyError, TypeError, UnicodeDecodeError, ValueError, OverflowError, module_error()) as error:
+        return _parse(path)
+    except (KeyError, IndexError, TypeError, UnicodeDecodeError, ValueError, OverflowError) as error:
         raise ValueError(f"path: {str(path)!r} is damaged or no file of traces: {error!r}") from error
 
 
-def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and arrays of a file, checked against each other."""
-    header = read_layout(io.BytesIO(content), len(content)).metadata
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and arrays of a file, checked against each other before memory is taken for them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        layout = read_layout(file, size)
+    header, arrays = layout.metadata, layout.mapped(path, size)
     if header["format"] != FORMAT:
         raise ValueError(f"format: expected {FORMAT!r}, got {header['format']!r}")
-    arrays = module.load(content)
     missing = [name for name in TRACE_FIELDS if name not in arrays]
     if missing:
         raise ValueError(f"fields: expected {', '.join(TRACE_FIELDS)}, got no {', '.join(missing)}")
@@ -82,15 +81,15 @@ def _parse(content: bytes, module: Any) -> tuple[dict[str, Any], dict[str, NDArr
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
         if array.dtype.kind not in letters.get(name, "f"):
             raise ValueError(f"{name}: unexpected type {array.dtype}")
-    columns, vocabulary = arrays["columns"], int(header["vocab_size"])
-    if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:
-        raise ValueError(f"columns: expected 0 to {vocabulary - 1}, got {columns.min()} to {columns.max()}")
     _checks.count("vocab_size", header["vocab_size"])
     _checks.temperatures(header["temperature"], header["extra_temperatures"])
     _checks.flag("standardize", header["standardize"])
+    columns, vocabulary = arrays["columns"], int(header["vocab_size"])
+    if columns.size and not 0 <= columns.min() <= columns.max() < vocabulary:
+        raise ValueError(f"columns: expected 0 to {vocabulary - 1}, got {columns.min()} to {columns.max()}")
     if header.pop("digest") != _digest(header, arrays):
         raise ValueError("digest: expected that of what was written, got another")
-    return header, {name: arrays[name] for name in TRACE_FIELDS}
+    return header, {name: arrays[name].copy() for name in TRACE_FIELDS}
 
 
 def _digest(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
@@ -99,7 +98,7 @@ def _digest(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     for name in TRACE_FIELDS:
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -115,8 +114,34 @@ class Layout:
     metadata: dict[str, Any]
     arrays: dict[str, tuple[str, tuple[int, ...], int]]
 
+    def mapped(self, path: Path, size: int) -> dict[str, NDArray[Any]]:
+        """Arrays of the file, mapped into memory: none is taken for what nobody looks at.
 
-_BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "U16": 2, "U32": 4, "BOOL": 1}
+        Raises:
+            ValueError: the file has not ``size`` bytes any more.
+        """
+        raw = np.asarray(np.memmap(path, np.uint8, "r"))
+        if len(raw) != size:
+            raise ValueError(f"expected {size} bytes, as when it was opened, got {len(raw)}")
+        arrays = {}
+        for name, (letters, shape, start) in self.arrays.items():
+            dtype = np.dtype(_TYPES[letters])
+            arrays[name] = raw[start : start + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
+        return arrays
+
+
+#: Types of arrays, by the letters that safetensors has for them.
+_TYPES = {
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U8": "u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "BOOL": "?",
+}
 
 
 def _loads(text: bytes | str) -> Any:
@@ -146,7 +171,8 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
     arrays, end = {}, 8 + length
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         shape, (start, stop) = tuple(map(int, entry["shape"])), entry["data_offsets"]
-        if 8 + length + start != end or stop - start != _BYTES[entry["dtype"]] * math.prod(shape):
+        bytes_of_all = np.dtype(_TYPES[entry["dtype"]]).itemsize * math.prod(shape)
+        if min(shape, default=0) < 0 or 8 + length + start != end or stop - start != bytes_of_all:
             raise ValueError(f"{name}: its place in the file does not fit its shape")
         arrays[name] = (str(entry["dtype"]), shape, end)
         end = 8 + length + stop
@@ -166,8 +192,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # such as a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
 
@@ -180,14 +208,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def module_error() -> type[Exception]:
-    """Exception that safetensors raises for a damaged file."""
-    from safetensors import SafetensorError
-
-    error: type[Exception] = SafetensorError
-    return error
 
 
 def safetensors_numpy(name: str) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mlot import MultiLevelOTConfig
-from mlot.distill.errors import DistillError
+from mlot.distill.errors import DistillError, is_write_failure
 from mlot.distill.options import (
     QUICK,
     LossOptions,
@@ -64,11 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlot.distill: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = is_stopped_run(Path(given.get("output_dir", TrainingOptions.output_dir)))
-        hint = "the same command with --resume continues it" if kept else "nothing was written"
-        print(f"mlot.distill: interrupted; {hint}", file=sys.stderr)
+        print(f"mlot.distill: interrupted; {_what_is_left(given)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not is_write_failure(error):
+            raise
+        print(
+            f"mlot.distill: error: --output: a file could not be written ({error}), as on a full disk; "
+            f"{_what_is_left(given)}",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+def _what_is_left(given: Mapping[str, Any]) -> str:
+    """What a run that did not come to its end left."""
+    kept = is_stopped_run(Path(given.get("output_dir", TrainingOptions.output_dir)))
+    return "the same command with --resume continues it" if kept else "nothing was written"
 
 
 def _print_help() -> None:

@@ -28,6 +28,12 @@ class Stages:
         """The stage of that name, if stages are kept."""
         return None if self._folder is None else Stage(self._folder / name, self.clock)
 
+    def tidy(self) -> None:
+        """Drop what is not whole of every stage."""
+        if self._folder is not None:
+            for folder in self._folder.glob("*/"):
+                Stage(folder, self.clock).tidy()
+
     def require_same_text(self, digest: str) -> None:
         """Refuse to continue a run with other text, and note the text of a new one."""
         if self._folder is None:
@@ -62,7 +68,12 @@ def kept(output: Path, identity: Mapping[str, Any], *, resume: bool, keep: bool)
     for path in output.glob(f"{PARTIAL}*"):  # of a run that was killed
         shutil.rmtree(path, ignore_errors=True)
     records = [read_json(path) for name in (LATEST, DONE) for path in folder.glob(f"*/{name}")]
-    yield Stages(folder, Clock(max(float(record.get("elapsed", 0.0)) for record in records)))
+    stages = Stages(folder, Clock(max(float(record.get("elapsed", 0.0)) for record in records)))
+    try:
+        yield stages
+    except BaseException:
+        stages.tidy()
+        raise
     shutil.rmtree(folder)
 
 
@@ -73,9 +84,11 @@ def _begun(output: Path, identity: Mapping[str, Any]) -> Iterator[Stages]:
     with created(output, "--output"):
         folder.mkdir()
         write_json(folder / _RUN, {"format": FORMAT, "settings": dict(identity)})
+        stages = Stages(folder, Clock())
         try:
-            yield Stages(folder, Clock())
+            yield stages
         except BaseException:
+            stages.tidy()
             if not is_stopped_run(output):
                 shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -13,7 +13,7 @@ from mlot._resolve import type_name
 from mlot.saved._error import error_of
 from mlot.saved._keys import KEY_BYTES, packed
 from mlot.saved._manifest import Manifest
-from mlot.saved._shard import Example
+from mlot.saved._shard import MOST_POSITIONS, Example
 from mlot.text import TextTargets
 from mlot.topk import TopKLogprobs
 from mlot.traces import Traces
@@ -100,6 +100,8 @@ def _example(
     rows: dict[str, NDArray[Any]],
 ) -> Example:
     """One example, from the arrays ``(R, ...)`` of its valid positions."""
+    if len(mask) > MOST_POSITIONS:
+        raise ValueError(f"traces: expected at most {MOST_POSITIONS} positions an example, got {len(mask)}")
     log_probs, dtype = rows["log_probs"], manifest.dtype
     normalizers = rows.get("log_normalizers", np.zeros((len(log_probs), 0)))
     ratios = tuple(manifest.temperature / each for each in manifest.extra_temperatures)

@@ -19,6 +19,13 @@ from mlot.saved._manifest import Manifest
 FORMAT = "mlot.saved.shard.1"
 SUFFIX = ".safetensors"
 
+#: Most positions of an example, far more than any model reads: a bit of the file stands for each, and memory
+#: is taken for all that is kept of each.
+MOST_POSITIONS = 2**24
+
+#: Keys that are compared with each other before memory is taken for what is kept of their examples.
+_KEYS_AT_ONCE = 4096
+
 #: What reading a damaged or foreign file can raise before it is known what it is.
 DAMAGE = (KeyError, IndexError, TypeError, UnicodeDecodeError, ValueError, OverflowError)
 
@@ -137,16 +144,10 @@ class Shard:
 
     def open(self) -> dict[str, NDArray[Any]]:
         """Map the arrays into memory."""
-        raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
-        if len(raw) != self.size:
-            raise damaged(self.path, f"expected {self.size} bytes, as when it was opened, got {len(raw)}")
-        arrays = {}
-        for name, (type_name, shape, start) in self._layout.arrays.items():
-            dtype = np.dtype(f"<{type_name[0].lower()}{int(type_name[1:]) // 8}")
-            arrays[name] = (
-                raw[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
-            )
-        return arrays
+        try:
+            return self._layout.mapped(self.path, self.size)
+        except ValueError as error:
+            raise damaged(self.path, error) from error
 
     def verify(self, manifest: Manifest) -> None:
         """Read all of the file and check it.
@@ -156,12 +157,12 @@ class Shard:
         """
         arrays = self.open()
         header = self._layout.metadata
-        ordered = {name: arrays[name] for name in array_names(manifest)}
-        if checksum(header, ordered) != header.get("checksum"):
-            raise damaged(self.path, "its checksum is not that of its content")
         rows = Rows(self.path, arrays)
         for n in range(self.examples):
             rows.mask(n)
+        ordered = {name: arrays[name] for name in array_names(manifest)}
+        if checksum(header, ordered) != header.get("checksum"):
+            raise damaged(self.path, "its checksum is not that of its content")
         name = "columns" if manifest.keep == "traces" else "ids"
         # Where fewer tokens are listed than there is room for, the number after the last id stands there.
         ids, largest = arrays[name], manifest.vocab_size - (name == "columns")
@@ -170,16 +171,22 @@ class Shard:
 
 
 class Rows:
-    """Where the rows of each example lie in a file that is mapped into memory."""
+    """Where the rows of each example lie in a file that is mapped into memory.
+
+    A file may promise more than it holds: what was never written reads as zeros, and takes no room. So memory
+    is taken for nothing of which there can be more in zeros than in what was written: keys differ, every row
+    has a bit of a mask that is set, and examples have an end.
+    """
 
     def __init__(self, path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         self._path, self.arrays = path, arrays
+        _require_distinct_keys(path, arrays["keys"])
         self.lengths = arrays["lengths"].astype(np.int64)
         counts = arrays["counts"].astype(np.int64)
         packed = (self.lengths + 7) // 8
         self._rows = np.concatenate([[0], counts.cumsum()])
         self._masks = np.concatenate([[0], packed.cumsum()])
-        possible = ((counts >= 0) & (counts <= self.lengths)).all()
+        possible = ((counts >= 0) & (counts <= self.lengths) & (self.lengths <= MOST_POSITIONS)).all()
         if (
             not possible
             or self._rows[-1] != len(arrays["log_probs"])
@@ -205,6 +212,14 @@ class Rows:
         if read.size and read.max() > vocab_size:
             raise damaged(self._path, f"ids: expected 0 to {vocab_size}, got {read.max()}")
         return np.where(read == vocab_size, -1, read)
+
+
+def _require_distinct_keys(path: Path, keys: NDArray[np.uint8]) -> None:
+    """Refuse a file that holds an example twice, as far as neighbours tell."""
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        some = np.ascontiguousarray(keys[start : start + _KEYS_AT_ONCE]).view(f"S{KEY_BYTES}")
+        if len(np.unique(some)) < len(some):
+            raise damaged(path, "it holds an example a second time")
 
 
 def damaged(path: Path, reason: object) -> ValueError:

@@ -77,6 +77,12 @@ class Stage(TrainerCallback):
             if path.name not in but:
                 shutil.rmtree(path)
 
+    def tidy(self) -> None:
+        """Drop what is not whole: a checkpoint that was being written, a model without its log."""
+        self.checkpoint()
+        if self.done is None:
+            shutil.rmtree(self.folder / _MODEL, ignore_errors=True)
+
     def finish(self, model: Any, history: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """Keep the trained model and its log; checkpoints go."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
 """Traces: temperatures, and files of them."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +299,29 @@ def test_a_file_that_says_it_is_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(300_000_000_000)
     with pytest.raises(ValueError, match="header: expected at most"):
         mlot.Traces.load(path)
+
+
+def test_no_memory_for_what_a_file_only_promises(tmp_path: Path) -> None:
+    """Arrays that fit together, but were never written: zeros that take no room on the disk."""
+    path = tmp_path / "t"
+    traces_of("numpy").save(path)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    batch, end = 10**6, 0
+    for name in FIELDS:
+        array = np.asarray(getattr(traces_of("numpy"), name))
+        shape = (batch, *array.shape[1:])
+        size = math.prod(shape) * array.itemsize
+        header[name] |= {"shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert path.stat().st_blocks * 512 < 100_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="digest: expected that of what was written"):
+        mlot.Traces.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20 < path.stat().st_size / 100

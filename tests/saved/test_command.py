@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import mlot.saved
+from full_disk import files_at_most
 from mlot.saved import SavedTeacher, example_key, save_teacher
 from mlot.saved.cli import main
 from saved_cases import files_of
@@ -267,3 +268,21 @@ def test_what_the_plan_from_the_text_needs(
     wrong = ("--keep", "likeliest", "--student", model) if keep == "likeliest" else ("--keep", "targets")
     assert save(model, text, tmp_path / "other", *wrong) == 2
     assert capsys.readouterr().err.startswith("mlot.saved: error: --student: expected ")
+
+
+@pytest.mark.parametrize("size", [10, 2000])
+def test_a_full_disk(
+    size: int, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file that cannot be written is named, those before it are whole, the same command goes on."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert save(model, text, whole, "--examples-per-shard", 4) == 0
+    capsys.readouterr()
+    with files_at_most(size):
+        assert save(model, text, out, "--examples-per-shard", 4) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    name = "manifest.json" if size == 10 else "00000.safetensors"
+    assert line == f"mlot.saved: error: [Errno 27] File too large: '{out / name}'"
+    assert files_of(out).items() <= files_of(whole).items()
+    assert save(model, text, out, "--examples-per-shard", 4) == 0
+    assert files_of(out) == files_of(whole)

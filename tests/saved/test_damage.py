@@ -1,7 +1,9 @@
 """Damaged, cut and foreign files in the folder of a saved teacher."""
 
 import json
+import math
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from mlot.saved import (
     TeacherWriter,
     verify_folder,
 )
+from mlot.saved._pack import empty_example
 from problems import as_numpy
 from saved_cases import FIELDS, cases, manifest, save
 
@@ -30,6 +33,28 @@ def _sparse(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.write((size - 8).to_bytes(8, "little"))
         file.truncate(size)
+
+
+def _stretched(path: Path, **shapes: tuple[int, ...]) -> None:
+    """The same file, but with arrays of zeros of other shapes, which take no room on the disk."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, end = json.loads(content[8 : 8 + length]), 0
+    arrays = load_file(path)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["shape"] = list(shapes.get(name, entry["shape"]))
+            size = math.prod(entry["shape"]) * arrays[name].itemsize
+            entry["data_offsets"], end = [end, end + size], end + size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        file.truncate(start + end)
+        for name, array in arrays.items():
+            if name not in shapes:
+                file.seek(start + header[name]["data_offsets"][0])
+                file.write(array.tobytes())
 
 
 FOREIGN = {
@@ -77,6 +102,63 @@ def test_damaged_and_foreign_files(what: str, tmp_path: Path) -> None:
     assert rest.missing([each.key for each in examples]) == [each.key for each in examples[2:4]]
     assert save(examples, saved.folder, per_shard=2).keys == [each.key for each in examples]
     assert path.read_bytes() == whole
+
+
+MANY = 3 * 10**9
+#: Files of hundreds of gigabytes, of which a few kilobytes were ever written, and whose arrays fit together.
+SPARSE = {
+    "examples": {
+        "keys": (MANY, 16),
+        "lengths": (MANY,),
+        "counts": (MANY,),
+        "columns": (MANY, 6),
+        "column_mass": (MANY, 6),
+        "masks": (0,),
+    }
+    | {name: (0, n) for name, n in (("log_probs", 6), ("log_normalizers", 1))},
+    "positions": {"log_probs": (MANY, 6), "log_normalizers": (MANY, 1)},
+    "masks": {"masks": (MANY,)},
+}
+
+
+@pytest.mark.parametrize("what", SPARSE)
+def test_no_memory_for_what_a_file_only_promises(what: str, tmp_path: Path) -> None:
+    saved = save(cases(3), tmp_path / "t")
+    path = saved.folder / "00000.safetensors"
+    _stretched(path, **SPARSE[what])
+    assert path.stat().st_size > MANY
+    assert path.stat().st_blocks * 512 < 100_000
+    tracemalloc.start()
+    opened = SavedTeacher(saved.folder)
+    for read in (lambda: opened.batch([0]), opened.verify, lambda: opened.keys, lambda: opened.lengths):
+        with pytest.raises(ValueError, match=r"00000.safetensors' is damaged"):
+            read()
+    assert verify_folder(saved.folder)[path.name] is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_no_example_is_longer_than_any_model_reads(tmp_path: Path) -> None:
+    """A mask of zeros takes no room, and what is read of its example would: 25 GB of these."""
+    saved = save(cases(1), tmp_path / "t")
+    path = saved.folder / "00000.safetensors"
+    length = 2**31 - 1
+    arrays = load_file(path)
+    _rewritten(path, lengths=np.array([length], np.int32), counts=np.zeros(1, np.int32))
+    _stretched(
+        path,
+        masks=(2**28,),
+        **{name: (0, *arrays[name].shape[1:]) for name in ("log_probs", "log_normalizers")},
+    )
+    for read in (SavedTeacher(saved.folder).verify, lambda: SavedTeacher(saved.folder).batch([0])):
+        with pytest.raises(ValueError, match="the sizes of its examples do not add up"):
+            read()
+    one = cases(1)[0]
+    with pytest.raises(
+        ValueError, match=f"^traces: expected at most {2**24} positions an example, got {2**24 + 1}"
+    ):
+        empty_example(manifest(), one.key, 2**24 + 1)
 
 
 def test_a_file_of_another_saved_teacher(tmp_path: Path) -> None:
