@@ -35,15 +35,19 @@ class Outcome(NamedTuple):
 
 
 def run_once(contestant: Contestant) -> Outcome:
-    """Forward and backward."""
+    """Forward and backward, where a gradient is wanted."""
     assert contestant.forward is not None
     value = contestant.forward()
+    if not contestant.wanted:
+        return Outcome(value.detach(), ())
     gradients = torch.autograd.grad(value.sum(), contestant.wanted)
     return Outcome(value.detach(), gradients)
 
 
 def norm(tensors: tuple[Tensor, ...]) -> float:
     """Euclidean norm over several tensors, summed up in float64."""
+    if not tensors:
+        return 0.0
     parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
     return float(torch.linalg.vector_norm(torch.stack(parts)))
 

@@ -11,6 +11,8 @@ RESULTS = Path(__file__).parent / "results"
 
 #: What is run: a name for the files, and the command. The sizes of a CUDA device are those of training.
 _EVERYWHERE = {
+    "criterion": ["criterion"],
+    "criterion-2-threads": ["criterion", "--threads", "2"],
     "loss": ["loss"],
     "transport": ["transport"],
     "transport-2048": ["transport", "--batch", "1", "--length", "2048", "--repeats", "3"],

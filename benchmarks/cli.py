@@ -11,7 +11,7 @@ from pathlib import Path
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")  # of logits
 _TRACE_DTYPES = ("float32", "float64")  # of traces, which are never kept in less
-_NOT_SETTINGS = ("command", "output", "markdown", "plot")
+_NOT_SETTINGS = ("command", "output", "markdown", "plot", "against")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--student-vocabulary", type=_count, default=50257)
     loss.add_argument("--teacher-vocabulary", type=_count, default=32000)
     loss.add_argument("--hidden", type=_count, default=256, help="width of the hidden states of a LinearHead")
+    criterion = _command(commands, "criterion", "cross-entropy and distillation, as users run them", _DTYPES)
+    _sizes(criterion, batch=2, length=128, k=50)
+    criterion.add_argument("--student-vocabulary", type=_count, default=50257)
+    criterion.add_argument("--teacher-vocabulary", type=_count, default=32000)
+    criterion.add_argument("--hidden", type=_count, default=576, help="width of the hidden states")
+    criterion.add_argument("--no-text", dest="text", action="store_false", help="without the text's plan")
+    criterion.add_argument("--against", type=Path, help="fail where a ratio is above that of this result")
     transport = _command(
         commands, "transport", "from kept probabilities to the Sinkhorn distance", _TRACE_DTYPES
     )

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from benchmarks.agreement import Outcome, differences, norm, run_once, within
@@ -37,7 +38,7 @@ def compete(
             row.peak_bytes = peak_bytes(_action(contestant), device)
             assert contestant.forward is not None
             row.saved_bytes = saved_bytes(contestant.forward, (*contestant.wanted, *contestant.constants))
-    _compare({row.name: row for row in rows})
+    compare({row.name: row for row in rows})
     return rows
 
 
@@ -83,12 +84,13 @@ def _check(entries: Sequence[tuple[Contestant, Row]], dtype: torch.dtype) -> Non
         row.agrees = within(apart, dtype)
 
 
-def _compare(rows: dict[str, Row]) -> None:
+def compare(rows: dict[str, Row]) -> None:
+    """Fill in ratios: of times, the median and the quartiles over the rounds."""
     for row in rows.values():
         baseline = rows[row.baseline]
         if row.seconds and baseline.seconds:
-            assert row.median_seconds is not None
-            assert baseline.median_seconds is not None
-            row.time_ratio = row.median_seconds / baseline.median_seconds
+            ratios = np.divide(row.seconds, baseline.seconds)
+            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+            row.time_ratio, row.time_ratio_spread = middle, (low, high)
         if row.peak_bytes is not None and baseline.peak_bytes:
             row.memory_ratio = row.peak_bytes / baseline.peak_bytes

@@ -56,7 +56,8 @@ class Row:
         peak_bytes: most memory that was in use beyond the inputs.
         gradient_bytes: size of the wanted gradients, which are part of the peak.
         saved_bytes: what autograd keeps between forward and backward, beyond the inputs.
-        time_ratio, memory_ratio: median time and peak memory over the baseline's.
+        time_ratio: time over the baseline's in the same round, the median; ``time_ratio_spread``: quartiles.
+        memory_ratio: peak memory over the baseline's.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Row:
     gradient_bytes: int | None = None
     saved_bytes: int | None = None
     time_ratio: float | None = None
+    time_ratio_spread: tuple[float, float] | None = None
     memory_ratio: float | None = None
 
     @classmethod

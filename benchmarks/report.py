@@ -45,6 +45,13 @@ def _spread(row: Row) -> str:
     return f"{min(row.seconds) * 1e3:,.1f}–{max(row.seconds) * 1e3:,.1f}"
 
 
+def _quartiles(row: Row) -> str:
+    if row.time_ratio_spread is None or row.name == row.baseline:
+        return ""
+    low, high = row.time_ratio_spread
+    return f"{low:.2f}–{high:.2f}"
+
+
 def _same(row: Row) -> str:
     """Whether the row holds what was asked for."""
     if row.status != "measured":
@@ -63,6 +70,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("time, ms", lambda row: _number(row.median_seconds, ",.1f", 1e3)),
     ("min–max", _spread),
     ("÷ base", lambda row: _ratio(row, row.time_ratio)),
+    ("quartiles", _quartiles),
     ("peak, MiB", lambda row: _mebibytes(row.peak_bytes)),
     ("÷ base", lambda row: _ratio(row, row.memory_ratio)),
     ("less gradient", lambda row: _mebibytes(row.beyond_gradient_bytes)),
