@@ -18,7 +18,7 @@ import mlot.nn
 from benchmarks.inputs import predictions
 from mlot import align
 
-_BYTES = 12_000_000  # of sources for each tokenizer
+_BYTES = 300  # of sources for each token of a vocabulary
 
 
 def text_case(options: argparse.Namespace, logits: Tensor) -> Callable[[], Tensor]:
@@ -63,7 +63,7 @@ def _tokenizer(sources: list[Path], size: int) -> PreTrainedTokenizerFast:
     chosen, total = [], 0
     for source in sources:
         total += source.stat().st_size
-        if total > _BYTES:
+        if total > _BYTES * size:
             break
         chosen.append(source.read_text(encoding="utf-8", errors="ignore"))
     made = Tokenizer(models.BPE())
