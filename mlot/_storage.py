@@ -144,11 +144,12 @@ _TYPES = {
 }
 
 
-def _loads(text: bytes | str) -> Any:
+def parsed(text: bytes | str) -> Any:
+    """JSON; what is nested too deeply is a `ValueError`, too."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("header: nested too deeply") from error
+        raise ValueError("expected JSON, got what is nested too deeply") from error
 
 
 def read_layout(file: BinaryIO, size: int) -> Layout:
@@ -162,10 +163,10 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
         raise ValueError(f"header: expected at most {MOST_HEADER} bytes, got {length}")
     if size < 8 + length:
         raise ValueError(f"size: expected at least {8 + length} bytes, got {size}")
-    header = _loads(file.read(length))
+    header = parsed(file.read(length))
     if not isinstance(header, dict):
         raise TypeError(f"header: expected a dict, got {type(header).__name__}")
-    metadata = _loads(header.pop("__metadata__")["mlot"])
+    metadata = parsed(header.pop("__metadata__")["mlot"])
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata: expected a dict, got {type(metadata).__name__}")
     arrays, end = {}, 8 + length

@@ -123,7 +123,13 @@ def _template(tokenizer: Any, name: str, messages: list[dict[str, Any]], setting
         raise ValueError(
             f"{name}_tokenizer: expected a chat template, since examples hold messages, found none"
         )
-    rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+    try:
+        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise ValueError(
+            f"{name}_tokenizer: expected a chat template that reads these messages, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return rendered
 
 

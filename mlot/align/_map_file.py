@@ -41,8 +41,11 @@ def read_arrays(path: Path, format: str, names: Sequence[str]) -> tuple[list[str
     content = everything[start:]
     if everything[:start] != format.encode() + _digest(content):
         raise ValueError(f"path: expected a file of {format!r}, {str(path)!r} is damaged or another")
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return json.loads(str(stored["fingerprints"])), {name: stored[name] for name in names}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return json.loads(str(stored["fingerprints"])), {name: stored[name] for name in names}
+    except Exception as error:  # of zipfile, zlib, json or NumPy; the digest is that of something else
+        raise ValueError(f"path: {str(path)!r} is damaged or another file: {error!r}") from error
 
 
 def _digest(content: bytes) -> bytes:

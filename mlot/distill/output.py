@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlot._folders import PARTIAL
+from mlot._storage import parsed
 from mlot.distill.errors import DistillError
 
 FORMAT = "mlot.distill.2"
@@ -95,7 +95,7 @@ def is_finished_run(folder: Path) -> bool:
 
 def _has_format(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

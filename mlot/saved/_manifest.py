@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from mlot import _checks
-from mlot._storage import DTYPES
+from mlot._storage import DTYPES, parsed
 from mlot._typing import Kept
 from mlot._version import __version__
 from mlot.config import MultiLevelOTConfig
@@ -140,7 +140,7 @@ class Manifest:
         Raises:
             TypeError, ValueError: it is no manifest, or one of another format.
         """
-        content = json.loads(text)
+        content = parsed(text)
         if not isinstance(content, dict):
             raise TypeError(f"expected an object, got {type(content).__name__}")
         if content.get("format") != FORMAT:

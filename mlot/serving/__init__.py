@@ -319,6 +319,8 @@ def _vllm_entries(row: Any, where: str, k: int | None, skipped: SkipCounts) -> l
     for key, value in row.items():
         plain = isinstance(value, int | float)
         rank = None if plain else attribute(value, "rank")
+        if rank is not None and not isinstance(rank, int):
+            raise ValueError(f"{where}[{key!r}]: expected a rank, got {rank!r}")
         logprob = number(value if plain else attribute(value, "logprob"), f"{where}[{key!r}]")
         entries.append(Entry(token_id(key, where), logprob, rank))
     return likeliest(entries, k, skipped)
@@ -379,5 +381,13 @@ def _chat_row(described: Any, where: str) -> list[tuple[str, bytes | None, float
         token = attribute(each, "token")
         if not isinstance(token, str):
             raise ValueError(f"{where}: expected a token as text, got {token!r}")
-        row.append((token, None if raw is None else bytes(raw), number(attribute(each, "logprob"), where)))
+        row.append((token, _raw_bytes(raw, where), number(attribute(each, "logprob"), where)))
     return row
+
+
+def _raw_bytes(value: Any, where: str) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if not is_list(value) or not all(type(each) is int and 0 <= each < 256 for each in value):
+        raise ValueError(f"{where}: expected bytes as a list of integers from 0 to 255, got {value!r}")
+    return bytes(value)

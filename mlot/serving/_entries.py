@@ -15,7 +15,7 @@ from mlot.topk import TopKLogprobs
 
 #: What stands for "very unlikely" where a format has no minus infinity.
 SENTINEL = -9999.0
-_TOKEN_ID = re.compile(r"token_id:(\d+)")
+_TOKEN_ID = re.compile(r"token_id:(\d{1,18})")
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 
 
@@ -54,16 +54,20 @@ def number(value: Any, where: str) -> float:
     """A log-probability."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where}: expected a log-probability, got {type(value).__name__} {value!r}")
-    if math.isnan(value):
+    try:
+        logprob = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{where}: expected a log-probability, got an integer beyond all floats") from error
+    if math.isnan(logprob):
         raise ValueError(f"{where}: expected a log-probability, got NaN")
-    return float(value)
+    return logprob
 
 
 def token_id(value: Any, where: str) -> int:
     """A token's id, which JSON keys give as text."""
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"{where}: expected a token id, got {value!r}")
     return value
 

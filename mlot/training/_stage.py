@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from mlot._hf.adapters import load_adapters
-from mlot._storage import write_atomically
+from mlot._storage import parsed, write_atomically
 
 LATEST, DONE = "latest.json", "done.json"
 _MODEL = "model"
@@ -105,7 +105,7 @@ class Stage(TrainerCallback):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

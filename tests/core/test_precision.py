@@ -106,6 +106,26 @@ def test_autocast_changes_nothing(source: str) -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("matching", ["optimal", "greedy", "rank", "sinkhorn"])
+@pytest.mark.parametrize("kind", ["l1", "log"])
+def test_autocast_changes_no_term(matching: str, kind: str) -> None:
+    """Each guard by itself: matrix products are what autocast would round, in the costs and the soft plan."""
+    problem = make_problem(5, masks="gaps").to("torch")
+    problem = problem.with_(student=problem.student.float(), teacher=problem.teacher.float())
+    config = mlot.MultiLevelOTConfig(
+        k=8, matching=matching, token_cost=kind, sequence_cost=kind, sd_weight=1.0
+    )
+    values = []
+    for enabled in (False, True):
+        leaf = problem.student.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            result = mlot.multi_level_ot(**problem.with_(student=leaf).arguments(), config=config)
+        (gradient,) = torch.autograd.grad(result.loss, leaf)
+        values.append((result.had, result.sl, result.sd, result.loss, gradient))
+    for one, two in zip(*values, strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("student_dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("teacher_dtype", [torch.float16, torch.float32, torch.float64])
 def test_models_of_different_types(student_dtype: torch.dtype, teacher_dtype: torch.dtype) -> None:

@@ -213,6 +213,7 @@ def test_damaged_manifests(tmp_path: Path) -> None:
     for text, message in (
         ("", "Expecting value"),
         ("[]", "expected an object, got list"),
+        ("[" * 10**5, "expected JSON, got what is nested too deeply"),
         ("{}", "format: expected 'mlot.saved.1', got None"),
         (good.replace("mlot.saved.1", "mlot.saved.9"), "format: expected 'mlot.saved.1', got 'mlot.saved.9'"),
         (good.replace('"k"', '"K"'), "fields: expected"),

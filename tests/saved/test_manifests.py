@@ -72,6 +72,10 @@ def test_whether_a_loss_can_be_served() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             made.serves(mlot.MultiLevelOTConfig(**settings))
+    standardized = manifest(standardize=True)
+    standardized.serves(mlot.MultiLevelOTConfig(k=6, standardize=True))
+    with pytest.raises(ValueError, match="^standardize: expected a teacher saved with False, got True"):
+        standardized.serves(mlot.MultiLevelOTConfig(k=6))
 
 
 def test_what_a_manifest_refuses() -> None:

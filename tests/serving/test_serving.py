@@ -296,6 +296,26 @@ def test_bad_responses() -> None:
         (lambda: serving.from_vllm(chat), ValueError, r"^responses\[0\].choices\[0\]: expected a list prompt_logprobs"),
         (lambda: serving.from_vllm({}), ValueError, r"^responses\[0\]: expected a list prompt_logprobs, got NoneType"),
         (lambda: serving.from_vllm([None, {"a": -1.0}]), ValueError, r"^responses\[0\]\[1\]: expected a token id, got 'a'"),
+        (lambda: serving.from_vllm([None, {2**63: -1.0}]), ValueError, r"^responses\[0\]\[1\]: expected a token id, got 9223"),
+        (lambda: serving.from_vllm([None, {"9" * 5000: -1.0}]), ValueError, r"^responses\[0\]\[1\]: expected a token id, got '999"),
+        (lambda: serving.from_vllm([None, {"4": -(10**400)}]), ValueError, r"^responses\[0\]\[1\]\['4'\]: expected a log-prob"),
+        (
+            lambda: serving.from_vllm([None, {"4": {"logprob": -1.0, "rank": "1"}}]),
+            ValueError,
+            r"^responses\[0\]\[1\]\['4'\]: expected a rank, got '1'",
+        ),
+        *(
+            (
+                lambda raw=raw: serving.from_openai(
+                    {"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "a", "bytes": raw, "logprob": -1.0}]}]}}]},
+                    {"a": 0},
+                    prompt_lengths=1,
+                ),
+                ValueError,
+                r"^responses\[0\].choices\[0\].logprobs.content\[0\]: expected bytes as a list of integers",
+            )
+            for raw in (10**12, [256], ["a"], "a")
+        ),
         (lambda: serving.from_vllm([None, [1]]), ValueError, r"^responses\[0\]\[1\]: expected None or ids mapped"),
         (lambda: serving.from_vllm([None, {1: float("nan")}]), ValueError, "expected a log-probability, got NaN"),
         (lambda: serving.from_vllm([None, {1: -1.0}], generated=True), ValueError, "expected a RequestOutput"),

@@ -171,3 +171,14 @@ def test_templates_that_are_refused():
         ValueError, match="messages: expected chat templates that hold .* the student's tokenizer"
     ):
         DistillationCollator(silent, TEACHER).prepare({"messages": CHAT})
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ a.b.c }}", "{{ 1 / 0 }}", "{{ raise_exception('no') }}"])
+def test_a_template_that_fails_is_named(template):
+    tokenizer, _ = chat_tokenizers()
+    tokenizer.chat_template = template
+    collator = DistillationCollator(tokenizer, TEACHER)
+    with pytest.raises(
+        ValueError, match="student_tokenizer: expected a chat template that reads these messages"
+    ):
+        collator([{"messages": CHAT}])
