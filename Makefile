@@ -10,7 +10,7 @@ DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-lowest fuzz lint verify wheel tokenizers bench efficacy docs docs-check clean
+.PHONY: demo test test-fast test-lowest fuzz mutation lint verify wheel tokenizers bench efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ test-lowest:  ## Run the core's tests with the lowest versions that the ranges a
 	$(LOWEST)/bin/python tests/support/lowest_versions.py pyproject.toml torch pot io > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[torch,pot,io]' 'hypothesis>=6.100' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
 	$(LOWEST)/bin/python -m pytest -q -n $(WORKERS) -m "not slow" tests/core tests/backends tests/align/test_pairs.py $(ARGS)
+
+# Seconds after which no further fault is planted.
+MUTATION_SECONDS ?= 1800
+mutation: $(STAMP)  ## Plant faults in the numerical core and see whether a test fails; ARGS="--sample 100", or files to plant in.
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/mutation.py --seconds $(MUTATION_SECONDS) --workers $(WORKERS) $(ARGS)
 
 export MLOT_FUZZ_SECONDS ?= 60
 fuzz: $(STAMP)  ## Give changed bytes to every reader of what others wrote, for MLOT_FUZZ_SECONDS each; ARGS="served --seed 3".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,3 +61,22 @@ def test_a_first_derivative_is_not(name: str) -> None:
     (plain,) = torch.autograd.grad(OPERATIONS[name](s), s)
     (graphed,) = torch.autograd.grad(OPERATIONS[name](s), s, create_graph=True)
     torch.testing.assert_close(plain, graphed.detach())
+
+
+@pytest.mark.parametrize("kind", ["l1", "log"])
+@pytest.mark.parametrize("cost", [mlot.token_cost, mlot.sequence_cost])
+def test_costs_of_traces_alone(cost: Callable[..., Tensor], kind: str) -> None:
+    """Refused where a cost is not twice differentiable, right where it is: no part is dropped."""
+    student, teacher = mlot.select(torch.randn(1, 4, 9).double(), k=4), mlot.select(TEACHER.double(), k=4)
+
+    def penalised(log_probs: Tensor) -> Tensor:
+        value = cost(replace(student, log_probs=log_probs), teacher, kind, temperature=1.0).square().sum()
+        (gradient,) = torch.autograd.grad(value, log_probs, create_graph=True)
+        return value + gradient.square().sum()
+
+    leaf = student.log_probs.clone().requires_grad_()
+    if kind == "l1":
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            penalised(leaf).backward()
+    else:
+        assert torch.autograd.gradcheck(penalised, (leaf,))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 import mlot
+from mlot.backends.torch.standardize import moments
 from problems import TERMS, Problem, as_numpy, assert_close, make_problem
 
 #: With a pool of k, no impossible token is a candidate of the matching (which may take one otherwise: SL infinite).
@@ -142,3 +143,27 @@ def test_nothing_left_is_as_without_standardising(dtype: torch.dtype) -> None:
         for plain, standardized in zip(*outcomes, strict=True):
             assert plain.any()
             assert (plain == standardized).all()
+
+
+def test_equal_logits_have_no_deviation() -> None:
+    """Where all are equal the derivative of the deviation is taken as 0, and nothing is divided by it."""
+    logits = torch.full((1, 2, 5), 3.0, dtype=torch.float64)
+    logits[0, 1, 2:] = -torch.inf
+    leaf = logits.clone().requires_grad_()
+    traces = mlot.select(leaf, k=5, standardize=True)
+    traces.log_probs[0, 0, 1].add(traces.log_probs[0, 1, 0]).backward()
+    want = (
+        torch.tensor([[-0.2, 0.8, -0.2, -0.2, -0.2], [0.5, -0.5, 0.0, 0.0, 0.0]], dtype=torch.float64) / 1e-4
+    )
+    torch.testing.assert_close(leaf.grad[0], want)
+
+
+def test_moments_of_what_is_possible() -> None:
+    """Also of rows, or parts of rows that several processes share, with one possible token, or none."""
+    logits = torch.tensor(
+        [[1.0, 2.0, 6.0], [1.0, -torch.inf, 5.0], [-torch.inf, 4.0, -torch.inf], [-torch.inf] * 3]
+    )
+    mean, squares, count = (each.squeeze(-1) for each in moments(logits))
+    assert mean.tolist() == [3.0, 3.0, 4.0, 0.0]
+    assert squares.tolist() == [14.0, 8.0, 0.0, 0.0]
+    assert count.tolist() == [3.0, 2.0, 1.0, 0.0]

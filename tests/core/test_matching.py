@@ -78,6 +78,25 @@ def test_infinite_costs_are_avoided(backend: str) -> None:
 
 
 @backends
+def test_infinite_costs_are_avoided_whatever_the_others_are(backend: str) -> None:
+    """Dearer than all others together, also where these are 0, or negative; ties keep the order there, too."""
+    for finite in (0.0, -1.0, -300.0):
+        cost = np.array([[[np.inf, finite], [finite, np.inf]]])
+        for method in ("optimal", "greedy"):
+            np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, cost), method)), [[1, 0]])
+    cost = np.array([[[np.inf, 3.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0]]])
+    np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, cost))), [[2, 1, 0]])
+    np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, np.full((1, 3, 4), -2.0)))), [[0, 1, 2]])
+
+
+@backends
+def test_what_breaks_ties_is_of_the_size_of_the_cost(backend: str) -> None:
+    cost = np.array([[[1.0, 0.0], [0.0, 1.0]]])
+    for size in (1e-200, 1e-14, 1.0, 1e200):
+        np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, size * cost))), [[1, 0]])
+
+
+@backends
 @pytest.mark.parametrize("seed", range(4))
 def test_equation_11_by_exhaustive_search(backend: str, seed: int) -> None:
     """The matched HAD is the least over all injective maps of the teacher's columns into the vocabulary."""

@@ -8,7 +8,7 @@ import torch
 
 import mlot
 import mlot.nn
-from problems import make_problem, random_mask
+from problems import make_problem, random_mask, terms_in_autocast
 
 CONFIG = mlot.MultiLevelOTConfig(k=8)
 LOW = [torch.bfloat16, torch.float16]
@@ -110,19 +110,7 @@ def test_autocast_changes_nothing(source: str) -> None:
 @pytest.mark.parametrize("kind", ["l1", "log"])
 def test_autocast_changes_no_term(matching: str, kind: str) -> None:
     """Each guard by itself: matrix products are what autocast would round, in the costs and the soft plan."""
-    problem = make_problem(5, masks="gaps").to("torch")
-    problem = problem.with_(student=problem.student.float(), teacher=problem.teacher.float())
-    config = mlot.MultiLevelOTConfig(
-        k=8, matching=matching, token_cost=kind, sequence_cost=kind, sd_weight=1.0
-    )
-    values = []
-    for enabled in (False, True):
-        leaf = problem.student.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            result = mlot.multi_level_ot(**problem.with_(student=leaf).arguments(), config=config)
-        (gradient,) = torch.autograd.grad(result.loss, leaf)
-        values.append((result.had, result.sl, result.sd, result.loss, gradient))
-    for one, two in zip(*values, strict=True):
+    for one, two in zip(*(terms_in_autocast(matching, kind, on) for on in (False, True)), strict=True):
         assert torch.equal(one, two)
 
 

@@ -142,6 +142,33 @@ def test_plans_are_non_negative_with_exact_columns(
 
 
 @backends
+@pytest.mark.parametrize(
+    "cost",
+    [[[np.inf, 1000.0], [1000.0, 0.0]], [[np.inf, 10.0], [10.0, -1000.0]], [[0.0, -np.inf], [0.0, -9.0]]],
+)
+def test_exact_transport_avoids_an_infinite_cost_whatever_that_takes(backend: str, cost: list) -> None:
+    plan = as_numpy(mlot.emd(to(backend, np.array(cost))).plan)
+    np.testing.assert_allclose(plan, [[0.0, 0.5], [0.5, 0.0]], atol=1e-12)
+
+
+@backends
+def test_weights_of_another_total(backend: str) -> None:
+    a, b = np.array([1.0, 2.0]), np.array([0.5, 1.5, 1.0])
+    cost = np.random.default_rng(0).uniform(size=(2, 3))
+    for solve in (mlot.emd, mlot.sinkhorn):
+        found = solve(*(to(backend, each) for each in (cost, a, b)))
+        whole = solve(*(to(backend, each) for each in (cost, a / 3, b / 3)))
+        np.testing.assert_allclose(as_numpy(found.plan), 3 * as_numpy(whole.plan), rtol=1e-12)
+
+
+@backends
+def test_no_tolerance_is_met_by_a_plan_that_is_exact(backend: str) -> None:
+    found = mlot.sinkhorn(to(backend, np.zeros((1, 1))), tol=0.0)
+    assert float(found.marginal_error) == 0.0
+    assert int(found.n_iter) == 1
+
+
+@backends
 def test_a_tolerance_stops_each_sequence_by_itself(backend: str) -> None:
     rng = np.random.default_rng(0)
     cost = np.stack([rng.uniform(0, 0.01, size=(5, 6)), rng.uniform(0, 2.0, size=(5, 6))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,3 +39,28 @@ def test_zero_mass_of_saved_traces_asks_nothing() -> None:
         assert mlot.sl(student, teacher) == pytest.approx(np.log(2))
         ours = [traces.map(torch.from_numpy) for traces in (student, teacher)]
         assert mlot.sl(*ours).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("cost", [mlot.token_cost, mlot.sequence_cost])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_logarithmic_costs_of_the_impossible(cost: Any, backend: str) -> None:
+    """Infinite where the teacher has any mass, however little, on what the student cannot say; else finite."""
+    student = np.log([[[0.5, 0.3, 0.2], [0.6, 0.4, 1.0]]])
+    student[0, 1, 2] = -np.inf
+    teacher = np.log([[[0.8, 0.15, 0.05], [0.7, 0.2, 0.1]]])
+    sure = np.array([[[0.0, 0.0, -np.inf], [0.0, 0.5, -np.inf]]])
+    with np.errstate(invalid="ignore"):
+        for logits in (teacher, sure):
+            s, t = (mlot.select(x, k=3) for x in (student, logits))
+            p, q = np.exp(t.log_probs[0]), s.log_probs[0]
+            product = np.where(p[:, :, None, None] == 0, 0.0, p[:, :, None, None] * q)  # (i, l, j, m)
+            if cost is mlot.token_cost:
+                want = -np.einsum("ilim->lm", product)
+            else:
+                want = -np.einsum("iljl->ij", product)
+            if backend == "torch":
+                s, t = (traces.map(torch.from_numpy) for traces in (s, t))
+            got = cost(s, t, "log", temperature=1.0)[0]
+            np.testing.assert_allclose(np.asarray(got), want, rtol=1e-12, atol=1e-15)
+            assert np.isfinite(want).any()
+            assert np.isinf(want).any() or logits is sure

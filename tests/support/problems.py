@@ -164,3 +164,13 @@ def assert_close(got: object, want: object, rtol: float, floor: float, name: str
     assert got.shape == want.shape, name
     same = (got == want) | (np.abs(got - want) <= rtol * np.abs(want) + floor)
     assert same.all(), f"{name}: got {got}, want {want}, difference {np.abs(got - want).max()}"
+
+
+def terms_in_autocast(matching: str, kind: str, enabled: bool) -> list[torch.Tensor]:
+    """Every term in float32, and the gradient of their sum, with autocast to bfloat16 or without."""
+    problem = make_problem(5, masks="gaps").to("torch", torch.float32)
+    leaf = problem.student.clone().requires_grad_()
+    config = mlot.MultiLevelOTConfig(k=8, matching=matching, token_cost=kind, sequence_cost=kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        result = mlot.multi_level_ot(**problem.with_(student=leaf).arguments(), config=config)
+    return [*(getattr(result, term) for term in TERMS), *torch.autograd.grad(result.loss, leaf)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
 
 
@@ -35,11 +36,11 @@ class PairwiseL1(torch.autograd.Function):
 
 def _point_gradient(x: Tensor, y: Tensor, cost_bar: Tensor) -> Tensor:
     """Gradient of the first set of points."""
-    if x.device.type == "cpu":
+    if torch_rows.can_look(x.device):  # on the host
         # The last argument is read only for other norms than p = 1.
         cost_bar = cost_bar.contiguous()
         return torch.ops.aten._cdist_backward(cost_bar, x, y, 1.0, cost_bar)  # type: ignore[no-any-return]
-    # The same kernel on CUDA makes an array of the cost's size for every dimension.
+    # The same kernel on accelerators makes an array of the cost's size for every dimension.
     result = torch.empty_like(x)
     for axis in range(x.shape[2]):
         sign = torch.sign(x[:, :, None, axis] - y[:, None, :, axis])

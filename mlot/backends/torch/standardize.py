@@ -11,7 +11,7 @@ STD_OFFSET = 1e-4  # added to the standard deviation, as the released code does
 def standardizing_divisor(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard deviation of the possible tokens' logits of each row plus the offset, ``(..., 1)``."""
     _, squares, count = moments(logits.to(dtype))
-    deviation = (squares / (count - 1).clamp_(min=1)).sqrt_().add_(STD_OFFSET)
+    deviation = (squares / (count - 1)).sqrt_().add_(STD_OFFSET)
     # Of a single token there is no deviation, and whatever the divisor, its probability is 1.
     return torch.where(count > 1, deviation, 1)
 
