@@ -73,9 +73,10 @@ class StudentPass(Composite):
         place = joint.temperatures.index(1.0)
         own = reading._replace(listed=reading.listed[..., asked:])
         self.log_probs = listed_log_probs(own, self.labels, self.mask, 1.0, place)
-        return reading._replace(
-            listed=reading.listed[..., :asked], log_totals=reading.log_totals[: len(settings.temperatures)]
-        )
+        log_totals = reading.log_totals[: len(settings.temperatures)]
+        if request.without:
+            log_totals = torch.cat([log_totals, reading.log_totals[-1:]])
+        return reading._replace(listed=reading.listed[..., :asked], log_totals=log_totals)
 
     def _logits_at(self, b: Tensor, t: Tensor) -> Tensor:
         raise NotImplementedError("a student is not read position by position")

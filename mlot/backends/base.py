@@ -189,6 +189,7 @@ class Backend(ArrayOperations):
 
     # -- the plan from the text --------------------------------------------------------------------------
 
+    @abstractmethod
     def text_targets(
         self,
         teacher: Predictions | TopKLogprobs,
@@ -201,8 +202,8 @@ class Backend(ArrayOperations):
         min_served: float,
     ) -> TextTargets:
         """What the teacher says in the student's tokens; see `mlot.text_targets`. A constant."""
-        raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
 
+    @abstractmethod
     def text_terms(
         self,
         student: Predictions,
@@ -220,7 +221,6 @@ class Backend(ArrayOperations):
         listed counts as one token, whose probability is the rest on either side. The traces, as of `take`,
         come from the same pass over the student.
         """
-        raise NotImplementedError(f"backend {self.name!r} has no plan from the text")
 
     @abstractmethod
     def inner(self, plan: Array, cost: Array) -> Array:

@@ -53,6 +53,7 @@ def read(
             request.k,
             columns.long(),
             ids.long(),
+            request.without,
             request.overwrite,
             *layout.tensors,
         )
@@ -65,13 +66,18 @@ def read(
 
 
 def global_statistics(
-    rows: RowSource, partition: VocabularyPartition, mask: Tensor, settings: Settings, ids: Tensor
+    rows: RowSource,
+    partition: VocabularyPartition,
+    mask: Tensor,
+    settings: Settings,
+    ids: Tensor,
+    without: int,
 ) -> tuple[GlobalStatistics, Tensor]:
     """Reduce the columns of this process, and combine the result with the others'; its logits of tokens."""
     deviation, mean, possible = (
         _deviation(rows, partition, mask) if settings.standardize else (None, None, None)
     )
-    own = reduce_rows(rows, mask, settings, ids, sums=False, deviation=deviation)
+    own = reduce_rows(rows, mask, settings, ids, sums=False, without=without, deviation=deviation)
     # A shard may be empty, or exclude all of its columns.
     top = own.top.masked_fill(~mask, -torch.inf) if rows.shape[2] else torch.full_like(own.top, -torch.inf)
     highest = partition.maximum(top.clone())
@@ -80,7 +86,7 @@ def global_statistics(
     if deviation is not None:
         below = below / deviation
     log_totals = own.log_totals
-    for n, temperature in enumerate(settings.temperatures):
+    for n, temperature in enumerate((*settings.temperatures, settings.temperature)[: len(log_totals)]):
         log_totals[n] = torch.where(here, (log_totals[n] + below / temperature).exp_(), 0)
     log_totals = torch.where(mask, partition.total(log_totals), 1).log_()
     statistics = GlobalStatistics(torch.where(mask, highest, 0), log_totals, deviation, mean, possible)
@@ -148,12 +154,13 @@ class _Read(torch.autograd.Function):
         k: int | None,
         columns: Tensor,
         ids: Tensor,
+        without: int,
         overwrite: Overwrite | None,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         rows = layout.rows(tensors)
-        listed_here, local_ids = partition.locate(ids)
-        statistics, picked = global_statistics(rows, partition, mask, settings, local_ids)
+        listed_here, local_ids = _located(partition, ids)
+        statistics, picked = global_statistics(rows, partition, mask, settings, local_ids, without)
         mass, chosen = statistics.top.new_empty((len(mask), 0)), columns.new_empty(0)
         if k is not None:
             own_mass = _column_mass(rows, mask, statistics, settings.temperature)
@@ -171,7 +178,8 @@ class _Read(torch.autograd.Function):
         widths = [columns.shape[1], ids.shape[2]]
         kept, listed = (part.clone() for part in torch.split(below, widths, 2))
         ctx.save_for_backward(mask, columns, ids, *statistics, *tensors)
-        ctx.layout, ctx.partition, ctx.settings, ctx.overwrite = layout, partition, settings, overwrite
+        ctx.layout, ctx.partition, ctx.settings = layout, partition, settings
+        ctx.without, ctx.overwrite = without, overwrite
         return chosen, mass, kept, listed, statistics.log_totals
 
     @staticmethod
@@ -179,10 +187,10 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         mask, columns, ids, *rest = ctx.saved_tensors
         statistics, tensors = GlobalStatistics(*rest[:5]), rest[5:]
-        partition, wanted = ctx.partition, ctx.needs_input_grad[8:]
+        partition, wanted = ctx.partition, ctx.needs_input_grad[9:]
         g_kept, g_listed, nu = masked_gradients(mask, ids, *gradients[2:])
         kept_here, index = partition.locate(columns)
-        listed_here, local_ids = partition.locate(ids)
+        listed_here, local_ids = _located(partition, ids)
         rows = full_precision_rows(ctx.layout, tensors)
         slope = slope_of(
             rows,
@@ -190,13 +198,20 @@ class _Read(torch.autograd.Function):
             local_ids,
             *statistics[:3],
             ctx.settings,
+            ctx.without,
             g_kept.masked_fill_(~kept_here[:, None], 0),
             g_listed.masked_fill_(~listed_here, 0),
             nu,
         )
         overwrite = ctx.overwrite is not None and ctx.overwrite.passes == 1
         results = local_gradients(rows, partition, mask, wanted, slope, statistics, tensors, overwrite)
-        return (*(None,) * 8, *results)
+        return (*(None,) * 9, *results)
+
+
+def _located(partition: VocabularyPartition, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Which tokens are here, and their columns, -1 for the others."""
+    here, index = partition.locate(ids)
+    return here, torch.where(here, index, -1)
 
 
 def full_precision_rows(layout: SourceLayout, tensors: Any) -> RowSource:

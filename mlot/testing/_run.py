@@ -18,6 +18,7 @@ from mlot.testing import (
     _matching,
     _selection,
     _sparse,
+    _text,
     _transport,
 )
 from mlot.testing._oracle import MissingPackageError
@@ -55,6 +56,8 @@ _CHECKS: dict[str, Check] = {
     "had": _divergences.check_had,
     "sl": _divergences.check_sl,
     "uld": _divergences.check_uld,
+    "text_targets": _text.check_text_targets,
+    "text_terms": _text.check_text_terms,
     "inner": _transport.check_inner,
     "loss": _loss.check_loss,
 }
@@ -72,6 +75,7 @@ _GRADIENTS: dict[str, Check] = {
     "had": _gradients.gradient_of_had,
     "sl": _gradients.gradient_of_sl,
     "uld": _gradients.gradient_of_uld,
+    "text_terms": _text.gradient_of_text_terms,
     "inner": _gradients_transport.gradient_of_inner,
     "loss": _gradients_transport.gradient_of_loss,
 }

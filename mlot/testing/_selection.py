@@ -87,10 +87,20 @@ def _traces_errors(
     subject: Subject, traces: Traces, model: Model, problem: Problem, columns: Integers
 ) -> Errors:
     """Traces against softmax at every temperature that they serve."""
-    logits = model.logits()
-    truth = oracle.traces(
-        logits, model.mask, columns, problem.temperature, problem.extra, problem.standardize
-    )
+    settings = problem.temperature, problem.extra, problem.standardize
+    yield from model_traces_errors(subject, traces, model, columns, settings)
+
+
+def model_traces_errors(
+    subject: Subject,
+    traces: Traces,
+    model: Model,
+    columns: Integers,
+    settings: tuple[float, tuple[float, ...], bool],
+) -> Errors:
+    """Traces of a model's columns against softmax; settings are temperatures and whether to standardise."""
+    logits, (_, extra, standardize) = model.logits(), settings
+    truth = oracle.traces(logits, model.mask, columns, *settings)
     yield from _settings_errors(subject, traces, truth)
     yield "column mass", error_of(subject.read(traces.column_mass), truth.column_mass, model.mask.sum(axis=1))
     yield "log-probabilities", _log_error(subject.read(traces.log_probs), truth.log_probs)
@@ -98,8 +108,8 @@ def _traces_errors(
         raise MismatchError(
             f"expected normalisers {truth.log_normalizers.shape}, got {traces.log_normalizers.shape}"
         )
-    for temperature in problem.extra:
-        there = oracle.traces(logits, model.mask, columns, temperature, (), problem.standardize)
+    for temperature in extra:
+        there = oracle.traces(logits, model.mask, columns, temperature, (), standardize)
         values = subject.read(traces.at(temperature))
         blank = np.where(model.mask[:, :, None], values, -np.inf)
         yield f"log-probabilities at temperature {temperature}", _log_error(blank, there.log_probs)

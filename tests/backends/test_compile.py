@@ -134,6 +134,8 @@ def test_operations_are_declared_rightly(weight: torch.Tensor | None) -> None:
     head = (first, weight, None, None, None, 1 << 20)
     for k, columns in ((None, [[1, 0, 4], [2, 8, 3]]), (3, [[], []])):
         given = torch.tensor(columns, dtype=torch.long)
-        for standardize in (False, True):
-            torch.library.opcheck(torch_ops._read, (*head, mask, 1.0, [2.0], standardize, k, given, ids))
+        for standardize, without in ((False, 0), (True, 2)):
+            torch.library.opcheck(
+                torch_ops._read, (*head, mask, 1.0, [2.0], standardize, k, given, ids, without)
+            )
     torch.library.opcheck(torch_ops._assign, (torch.rand(2, 3, 4, dtype=torch.float64),))

@@ -62,7 +62,7 @@ def test_gradients_of_torch_are_checked() -> None:
     report = mlot.testing.check_backend("torch", cases=1)
     assert {record.operation for record in report if record.quantity.startswith("gradient")} == {
         *("convert", "stop_gradient", "select", "take", "keep", "token_cost", "sequence_cost", "sinkhorn"),
-        *("emd", "had", "sl", "uld", "inner", "loss"),
+        *("emd", "had", "sl", "uld", "text_terms", "inner", "loss"),
     }
     assert not any(record.skipped for record in report)
 

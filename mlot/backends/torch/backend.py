@@ -331,9 +331,11 @@ class TorchBackend(Backend):
         extra_temperatures: tuple[float, ...],
     ) -> tuple[Tensor, Tensor, Tensor, Traces]:
         settings = Settings(temperature, extra_temperatures, False)
-        reading = torch_ops.read(student, mask, settings, Request(None, columns, targets.ids))
+        request = Request(None, columns, targets.ids, without=int(targets.ids.shape[2]))
+        reading = torch_ops.read(student, mask, settings, request)
         log_probs = torch_read.listed_log_probs(reading, targets.ids, has_target, temperature, 0)
-        terms = torch_text.text_terms(log_probs, targets, has_target)
+        log_rest = torch_read.unlisted_log_probs(reading, settings)
+        terms = torch_text.text_terms(log_probs, log_rest, targets, has_target)
         return *terms, torch_read.traces_of(reading, mask, int(student.shape[2]), settings)
 
     def inner(self, plan: Tensor, cost: Tensor) -> Tensor:

@@ -48,6 +48,26 @@ def exponential(
     return out.exp_()
 
 
+class Listed:
+    """Where the listed tokens of each position are, and how to leave them out; negative ids are none.
+
+    A place without a token points at another one of its row, or, in a row without any, at column 0.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        self.any = (ids >= 0).any(-1, keepdim=True)
+        self.index = torch.where(ids < 0, ids.amax(-1, keepdim=True), ids).clamp_(min=0)
+
+    def sum_without(self, powers: Tensor, where: tuple[slice, slice]) -> Tensor:
+        """Sum of each row of a block but for the listed tokens."""
+        index = self.index[where]
+        own = powers.gather(-1, index)
+        powers.scatter_(-1, index, torch.where(self.any[where], 0, own))
+        total = powers.sum(-1)
+        powers.scatter_(-1, index, own)
+        return total
+
+
 def weighted_exponentials(
     logits: Tensor,
     reference: Tensor,

@@ -35,7 +35,7 @@ def read(source: Tensor | Composite, mask: Tensor, settings: Settings, request: 
     with torch.autocast(device_type=mask.device.type, enabled=False):
         if torch.compiler.is_compiling():
             kept, listed, log_totals, mass, chosen, _, _ = _read(
-                *_flat(layout), mask, *settings, request.k, columns, ids
+                *_flat(layout), mask, *settings, request.k, columns, ids, request.without
             )
         else:
             if request.overwrite is not None:
@@ -47,6 +47,7 @@ def read(source: Tensor | Composite, mask: Tensor, settings: Settings, request: 
                 request.k,
                 columns,
                 ids,
+                request.without,
                 request.overwrite,
                 *layout.tensors,
             )
@@ -119,10 +120,11 @@ def _read(
     k: int | None,
     columns: Tensor,
     ids: Tensor,
+    without: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = _rows(first, weight, bias, softcap, head_scale, chunk_bytes)
     result = torch_read.read_rows(
-        rows, mask, Settings(temperature, tuple(extra), standardize), k, columns, ids
+        rows, mask, Settings(temperature, tuple(extra), standardize), k, columns, ids, without
     )
     chosen = columns.new_empty((len(columns), 0)) if k is None else result.columns
     deviation = result.top.new_empty(0) if result.deviation is None else result.deviation
@@ -144,13 +146,14 @@ def _(  # type: ignore[no-untyped-def]
     k,
     columns,
     ids,
+    without,
 ):
     batch, length = mask.shape
     top = first.new_empty((batch, length), dtype=_vocabulary(first, weight)[1])
     return (
         top.new_empty((batch, length, columns.shape[1] if k is None else k)),
         top.new_empty(ids.shape),
-        top.new_empty((1 + len(extra), batch, length)),
+        top.new_empty((1 + len(extra) + (1 if without else 0), batch, length)),
         top.new_empty((batch, 0 if k is None else k)),
         columns.new_empty((batch, 0 if k is None else k)),
         top,
@@ -175,6 +178,7 @@ def _read_backward(
     temperature: float,
     extra: Sequence[float],
     standardize: bool,
+    without: int,
     g_kept: Tensor,
     g_listed: Tensor,
     nu: Tensor,
@@ -190,6 +194,7 @@ def _read_backward(
         log_totals,
         deviation if standardize else None,
         Settings(temperature, tuple(extra), standardize),
+        without,
         g_kept,
         g_listed,
         nu,
@@ -206,12 +211,12 @@ def _(first, weight, bias, *rest):  # type: ignore[no-untyped-def]
 
 
 def _read_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    first, weight, bias, *head, mask, temperature, extra, standardize, k, columns, ids = inputs
+    first, weight, bias, *head, mask, temperature, extra, standardize, k, columns, ids, without = inputs
     _, _, log_totals, mass, chosen, top, deviation = output
     ctx.mark_non_differentiable(chosen, mass, top, deviation)
     columns = columns if k is None else chosen
     ctx.save_for_backward(first, weight, bias, mask, columns, ids, top, log_totals, deviation)
-    ctx.head, ctx.settings = head, (temperature, extra, standardize)
+    ctx.head, ctx.settings = head, (temperature, extra, standardize, without)
 
 
 def _read_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -219,7 +224,7 @@ def _read_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
     results = _read_backward(first, weight, bias, *ctx.head, *rest, *ctx.settings, *gradients[:3], wanted)
     given = [g if want else None for g, want in zip(results, wanted, strict=True)]
-    return (*given, *(None,) * 10)
+    return (*given, *(None,) * 11)
 
 
 _read.register_autograd(_read_gradients, setup_context=_read_context)

@@ -21,7 +21,7 @@ from torch import Tensor
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.exponentials import paired, weighted_exponentials
+from mlot.backends.torch.exponentials import Listed, exponential, paired, weighted_exponentials
 from mlot.backends.torch.rows import DenseRows, RowSource, SourceLayout, source_gradients
 from mlot.backends.torch.standardize import inner, moments, through_standardization
 from mlot.backends.torch.statistics import Settings, heaviest_columns, kernels_serve, reduce_rows
@@ -38,12 +38,14 @@ class Overwrite:
 class Request(NamedTuple):
     """What is to be read: the k heaviest columns or given ones ``(B, k)``, and tokens ``(B, T, K)``.
 
-    A negative token is none. ``overwrite``: whether the gradient may take the memory of the logits.
+    A negative token is none. ``without``: whether one more normaliser is wanted, without the first so many of
+    the tokens. ``overwrite``: whether the gradient may take the memory of the logits.
     """
 
     k: int | None
     columns: Tensor | None
     ids: Tensor | None
+    without: int = 0
     overwrite: Overwrite | None = None
 
 
@@ -54,7 +56,7 @@ class Reading(NamedTuple):
     mass: Tensor | None  #: their sums, if the heaviest were asked for, ``(B, k)``
     kept: Tensor  #: their logits (standardised, if so set) less each row's largest, ``(B, T, k)``
     listed: Tensor  #: the same of the listed tokens, ``(B, T, K)``
-    log_totals: Tensor  #: N at every temperature, ``(1 + n, B, T)``
+    log_totals: Tensor  #: N at every temperature, ``(1 + n, B, T)``, and that without tokens
 
 
 def traces_of(reading: Reading, mask: Tensor, vocabulary: int, settings: Settings) -> Traces:
@@ -64,7 +66,7 @@ def traces_of(reading: Reading, mask: Tensor, vocabulary: int, settings: Setting
     log_probs = kept.sub_(base[..., None]).masked_fill_(~mask[..., None], -torch.inf)
     normalizers = [
         total - temperature / extra * base
-        for total, extra in zip(reading.log_totals[1:], settings.extra, strict=True)
+        for total, extra in zip(reading.log_totals[1:], settings.extra, strict=False)
     ]
     stacked = torch.stack(normalizers, -1) if normalizers else log_probs.new_zeros((*mask.shape, 0))
     mass = log_probs.detach().exp().sum(1) if reading.mass is None else reading.mass
@@ -76,6 +78,11 @@ def listed_log_probs(reading: Reading, ids: Tensor, mask: Tensor, temperature: f
     """Log-probabilities of the listed tokens at the temperature of a place; -inf where none counts."""
     log_probs = reading.listed / temperature - reading.log_totals[place][..., None]
     return log_probs.masked_fill(~mask[..., None] | (ids < 0), -torch.inf)
+
+
+def unlisted_log_probs(reading: Reading, settings: Settings) -> Tensor:
+    """Log-probability of all tokens but those listed, ``(B, T)``; anything where masked out."""
+    return reading.log_totals[len(settings.temperatures)] - reading.log_totals[0]
 
 
 # -- forward ---------------------------------------------------------------------------------------------
@@ -94,10 +101,16 @@ class Read(NamedTuple):
 
 
 def read_rows(
-    rows: RowSource, mask: Tensor, settings: Settings, k: int | None, columns: Tensor, ids: Tensor
+    rows: RowSource,
+    mask: Tensor,
+    settings: Settings,
+    k: int | None,
+    columns: Tensor,
+    ids: Tensor,
+    without: int,
 ) -> Read:
     """Read the k heaviest columns, or given ones if k is ``None``, and listed tokens."""
-    statistics = reduce_rows(rows, mask, settings, ids, sums=k is not None)
+    statistics = reduce_rows(rows, mask, settings, ids, sums=k is not None, without=without)
     mass = statistics.top.new_empty((len(mask), 0))
     if k is not None:
         assert statistics.mass is not None
@@ -123,13 +136,14 @@ class ReadRows(torch.autograd.Function):
         k: int | None,
         columns: Tensor,
         ids: Tensor,
+        without: int,
         overwrite: Overwrite | None,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        read = read_rows(layout.rows(tensors), mask, settings, k, columns, ids)
+        read = read_rows(layout.rows(tensors), mask, settings, k, columns, ids, without)
         ctx.mark_non_differentiable(read.mass)
         ctx.save_for_backward(mask, read.columns, ids, read.top, read.log_totals, read.deviation, *tensors)
-        ctx.layout, ctx.settings, ctx.overwrite = layout, settings, overwrite
+        ctx.layout, ctx.settings, ctx.without, ctx.overwrite = layout, settings, without, overwrite
         chosen = columns.new_empty(0) if k is None else read.columns
         ctx.mark_non_differentiable(chosen)
         return chosen, read.mass, read.kept, read.listed, read.log_totals
@@ -141,7 +155,7 @@ class ReadRows(torch.autograd.Function):
         overwrite = ctx.overwrite is not None and ctx.overwrite.passes == 1
         results = read_rows_backward(
             ctx.layout.rows(tuple(tensors)),
-            ctx.needs_input_grad[7:],
+            ctx.needs_input_grad[8:],
             mask,
             columns,
             ids,
@@ -149,10 +163,11 @@ class ReadRows(torch.autograd.Function):
             log_totals,
             deviation,
             ctx.settings,
+            ctx.without,
             *gradients[2:],
             overwrite=overwrite,
         )
-        return (*(None,) * 7, *results)
+        return (*(None,) * 8, *results)
 
 
 # -- backward --------------------------------------------------------------------------------------------
@@ -168,6 +183,7 @@ def read_rows_backward(
     log_totals: Tensor,
     deviation: Tensor | None,
     settings: Settings,
+    without: int,
     g_kept: Tensor,
     g_listed: Tensor,
     nu: Tensor,
@@ -176,13 +192,13 @@ def read_rows_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the source from those of the logits that were read and of the normalisers."""
     g_kept, g_listed, nu = masked_gradients(mask, ids, g_kept, g_listed, nu)
-    if kernels_serve(rows, settings):
+    if kernels_serve(rows, settings) and not without:
         weights = nu / _column(settings.temperatures, nu)
         gradient = _backward_by_kernels(
             rows, mask, columns, ids, top, log_totals, settings, g_kept, g_listed, weights, overwrite
         )
         return (gradient,)
-    slope = slope_of(rows, columns, ids, top, log_totals, deviation, settings, g_kept, g_listed, nu)
+    slope = slope_of(rows, columns, ids, top, log_totals, deviation, settings, without, g_kept, g_listed, nu)
 
     def whole(where: tuple[slice, slice], logits: Tensor, out: Tensor | None) -> Tensor:
         piece = slope(where, logits, out)
@@ -219,14 +235,19 @@ def slope_of(
     log_totals: Tensor,
     deviation: Tensor | None,
     settings: Settings,
+    without: int,
     g_kept: Tensor,
     g_listed: Tensor,
     nu: Tensor,
 ) -> Callable[[tuple[slice, slice], Tensor, Tensor | None], Tensor]:
     """How to write the gradient of the (standardised) logits of a block."""
     temperatures = settings.temperatures
-    weights = ((-log_totals).exp() * nu / _column(temperatures, nu))[..., None]
-    places = [n for n in range(len(temperatures)) if not torch_rows.can_look(nu.device) or bool(nu[n].any())]
+    # Of no probability at all, which nobody asks for, the inverse is infinite.
+    weights = torch.where(nu == 0, 0, (-log_totals).exp() * nu)[..., None]
+    left_out = Listed(ids[..., :without]) if without else None
+    weights, of_listed = _weights(weights, temperatures, left_out)
+    look = torch_rows.can_look(nu.device)
+    places = [n for n in range(len(temperatures)) if not look or bool(weights[n].any())]
     alone = len(paired(temperatures, places)) <= 1  # then the logits are not needed once writing begins
     ids = ids.clamp(min=0)
 
@@ -234,6 +255,14 @@ def slope_of(
         if out is None or not (alone or out.data_ptr() != logits.data_ptr()):
             out = torch.empty(logits.shape, dtype=rows.dtype, device=logits.device)
         divisor = None if deviation is None else deviation[where][..., None]
+        written = None
+        if left_out is not None:  # before the logits' memory is taken
+            index, inside = left_out.index[where], (slice(None), *where)
+            own, reference = logits.gather(-1, index), top[where][..., None]
+            written = torch.zeros(own.shape, dtype=rows.dtype, device=own.device)
+            for n, temperature in enumerate(temperatures):
+                power = exponential(own, reference, divisor, temperature, torch.empty_like(written))
+                written += power.mul_(of_listed[inside][n])
         piece = weighted_exponentials(
             logits,
             top[where][..., None],
@@ -244,6 +273,8 @@ def slope_of(
             rows.scratch(logits.shape),
             out,
         )
+        if written is not None and left_out is not None:
+            piece.scatter_(2, left_out.index[where], written)
         if columns.shape[1]:
             index = columns[where[0], None, :].expand(-1, piece.shape[1], -1)
             piece.scatter_add_(2, index, g_kept[where])
@@ -252,6 +283,18 @@ def slope_of(
         return piece
 
     return slope
+
+
+def _weights(
+    weights: Tensor, temperatures: tuple[float, ...], left_out: Listed | None
+) -> tuple[Tensor, Tensor]:
+    """Weights of the exponentials at each temperature, and those of tokens that are left out of one sum."""
+    plain = weights[: len(temperatures)] / _column(temperatures, weights)[..., None]
+    if left_out is None:
+        return plain, plain
+    whole = plain.clone()
+    whole[0] += weights[-1] / temperatures[0]
+    return whole, torch.where(left_out.any, plain, whole)
 
 
 def _backward_by_kernels(

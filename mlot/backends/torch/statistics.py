@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
-from mlot.backends.torch.exponentials import exponential, paired
+from mlot.backends.torch.exponentials import Listed, exponential, paired
 from mlot.backends.torch.rows import DenseRows, RowSource, row_blocks
 from mlot.backends.torch.standardize import standardizing_divisor
 
@@ -36,7 +36,7 @@ class RowStatistics(NamedTuple):
     """What one walk over the rows computes; 0 (deviation: 1) where masked out."""
 
     top: Tensor  #: largest logit of each row, before it is standardised, ``(B, T)``
-    log_totals: Tensor  #: N at every temperature, ``(1 + n, B, T)``
+    log_totals: Tensor  #: N at every temperature, ``(1 + n, B, T)``, and without tokens, if wanted
     deviation: Tensor | None  #: what logits are divided by, ``(B, T)``, or nothing
     mass: Tensor | None  #: column sums ``(B, V)``, if wanted
     listed: Tensor  #: logits of the listed tokens, not standardised, ``(B, T, K)``
@@ -49,17 +49,21 @@ def reduce_rows(
     ids: Tensor,
     *,
     sums: bool,
+    without: int = 0,
     deviation: Tensor | None = None,
 ) -> RowStatistics:
     """Walk over the rows once; a negative id stands for no token, and any logit.
 
-    The deviation, if the rows are to be standardised, is computed where it is not given.
+    With ``without``, there is one more N at the end: at the base temperature, without the first so many of
+    the listed tokens. It is a sum of what is left, not a difference, which would be rounded away. The
+    deviation, if the rows are to be standardised, is computed where it is not given.
     """
-    if kernels_serve(rows, settings):
+    if kernels_serve(rows, settings) and not without:
         return _reduce_rows_by_kernels(rows, mask, settings, ids, sums=sums)
     batch, length, vocabulary = rows.shape
     top = torch.zeros((batch, length), dtype=rows.dtype, device=rows.device)
-    log_totals = top.new_ones((1 + len(settings.extra), batch, length))
+    log_totals = top.new_ones((1 + len(settings.extra) + bool(without), batch, length))
+    left_out = Listed(ids[..., :without]) if without else None
     listed = top.new_zeros(ids.shape)
     own_deviation = settings.standardize and deviation is None
     if own_deviation:
@@ -88,6 +92,8 @@ def reduce_rows(
                 log_totals[(place, *where)] = totals
                 if place == 0 and mass is not None:
                     _add_mass(mass, where, powers, totals, mask[where])
+                if place == 0 and left_out is not None:
+                    log_totals[(-1, *where)] = left_out.sum_without(powers, where)
     blank = ~mask
     if own_deviation and deviation is not None:
         deviation.masked_fill_(blank, 1)

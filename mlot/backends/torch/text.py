@@ -321,20 +321,17 @@ def _chains(source: _Teacher, teacher_ids: Tensor, b: Tensor, rows: Tensor) -> T
     return result
 
 
-def text_terms(log_probs: Tensor, targets: TextTargets, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def text_terms(
+    log_probs: Tensor, log_rest: Tensor, targets: TextTargets, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """HAD and SL of each sequence over listed tokens and a rest, and the student's mass on the listed.
 
     The mask tells which positions have a target.
     """
     dtype = compute_dtype(log_probs.dtype)
-    log_s = log_probs.to(dtype)
-    q = targets.log_probs.to(dtype).exp()
-    rest_q = targets.rest.to(dtype)
+    log_s, log_rest = log_probs.to(dtype), log_rest.to(dtype)
+    q, rest_q = targets.log_probs.to(dtype).exp(), targets.rest.to(dtype)
     s = log_s.exp()
-    listed = s.sum(-1)
-    rest_s = 1 - listed
-    had = (q - s).abs().sum(-1) + (rest_q - rest_s.clamp(min=0)).abs()
-    # A rest below the rounding of the sum tells nothing.
-    log_rest = torch.where(rest_q > 0, rest_s, 1).clamp(min=torch.finfo(dtype).eps).log()
-    sl = -(q * log_s.masked_fill(q == 0, 0)).sum(-1) - rest_q * log_rest
-    return tuple(torch.where(mask, x, 0).sum(1) for x in (had, sl, listed))  # type: ignore[return-value]
+    had = (q - s).abs().sum(-1) + (rest_q - log_rest.exp()).abs()
+    sl = -(q * log_s.masked_fill(q == 0, 0)).sum(-1) - rest_q * log_rest.masked_fill(rest_q == 0, 0)
+    return tuple(torch.where(mask, x, 0).sum(1) for x in (had, sl, s.sum(-1)))  # type: ignore[return-value]

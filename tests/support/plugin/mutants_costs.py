@@ -196,6 +196,21 @@ def narrower_is_not_padded(xp, right, student, teacher, *args):
     return right(*cut, *args)
 
 
+@wrong("text_targets")
+def targets_are_not_conditioned(xp, right, *args, **kwargs):
+    targets = right(*args, **kwargs)
+    with np.errstate(divide="ignore"):
+        log_served = np.log(targets.served)
+    return replace(
+        targets, log_probs=targets.log_probs + np.where(targets.served > 0, log_served, 0)[..., None]
+    )
+
+
+@wrong("text_terms")
+def the_rest_is_left_out(xp, right, student, targets, *args, **kwargs):
+    return right(student, replace(targets, rest=np.zeros_like(targets.rest)), *args, **kwargs)
+
+
 @wrong("inner")
 def zero_times_infinity(xp, right, plan, cost):
     with np.errstate(invalid="ignore"):

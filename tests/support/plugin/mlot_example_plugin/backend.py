@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlot import Backend, LinearHead, TopKLogprobs, Traces, get_backend
+from mlot import Backend, LinearHead, TextPositions, TextTargets, TopKLogprobs, Traces, get_backend
 from mlot.backends.base import Transport
 from mlot_example_plugin.array import Array
 
@@ -35,13 +35,15 @@ class ExampleBackend(Backend):
 
 
 def _opened(value: Any) -> Any:
-    if isinstance(value, Traces | LinearHead | TopKLogprobs):
+    if isinstance(value, Traces | LinearHead | TopKLogprobs | TextTargets):
         return value.map(_opened)
+    if isinstance(value, TextPositions):
+        return TextPositions(_opened(value.rows), _opened(value.teacher_ids), value.plan)
     return value._values if isinstance(value, Array) else value
 
 
 def _closed(value: Any) -> Any:
-    if isinstance(value, Traces):
+    if isinstance(value, Traces | TextTargets):
         return value.map(_closed)
     if isinstance(value, Transport):
         return Transport(*map(_closed, value))
