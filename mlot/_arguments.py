@@ -113,6 +113,18 @@ def compared(
     return xp, student, teacher, student_mask, teacher_mask, position_pairs
 
 
+def columns(name: str, value: Array, xp: Backend, source: Source) -> None:
+    """Require columns ``(B, k)`` of a source."""
+    if xp.kind(value) != "integer":
+        raise TypeError(f"{name}: expected integers, got {value.dtype}")
+    if len(value.shape) != 2 or value.shape[0] != source.shape[0] or not value.shape[1]:
+        raise ValueError(f"{name}: expected ({source.shape[0]}, k), got shape {tuple(value.shape)}")
+    if value.shape[0]:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= source.shape[2]:
+            raise ValueError(f"{name}: expected 0 to {source.shape[2] - 1}, got {low if low < 0 else high}")
+
+
 def traces(name: str, value: Any) -> None:
     """Require traces."""
     if not isinstance(value, Traces):

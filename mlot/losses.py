@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import numpy as np
 
 from mlot import _arguments, _checks
@@ -12,7 +15,7 @@ from mlot.backends.base import Backend
 from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.divergences import check_reduction, reduce_sums, sequence_transport, weighted
 from mlot.matching import default_pool
-from mlot.sources import Source
+from mlot.sources import Predictions, Source
 from mlot.targets import require_no_text, text_loss, text_sides
 from mlot.text import TextPositions
 from mlot.traces import Traces
@@ -31,6 +34,7 @@ def multi_level_ot(
     backend: str | None = None,
     return_plan: bool = False,
     text: TextPositions | None = None,
+    student_columns: Array | None = None,
 ) -> MultiLevelOTResult:
     r"""Multi-level optimal transport between the predictions of two models (eqs. 10-20).
 
@@ -68,6 +72,9 @@ def multi_level_ot(
         return_plan: keep the transport plan in the result.
         text: with ``matching="text"``, where the student reads in the teacher's tokens; ``None`` if
             ``teacher`` is `TextTargets` made before.
+        student_columns: a matching to use in place of one that is computed, ``(B, k)`` integers: the
+            student's column for each of the teacher's k heaviest, in the order of `mlot.select`. Columns may
+            repeat; those of the teacher that have no partner are left out by giving `Traces` without them.
 
     Returns:
         `MultiLevelOTResult`. A sequence that has no pairs, or no valid position on one of the sides, adds
@@ -90,6 +97,8 @@ def multi_level_ot(
     check_reduction(reduction, num_items)
     _checks.flag("return_plan", return_plan)
     _arguments.student_source("student", student)
+    if student_columns is not None:
+        _require_no_plan(config, student)
     if config.matching == "text":
         xp, student, targets, student_mask = text_sides(
             student, teacher, student_mask, teacher_mask, pairs, text, config, backend
@@ -99,10 +108,73 @@ def multi_level_ot(
     xp, student, teacher, student_mask, teacher_mask, pairs = _arguments.compared(
         student, teacher, student_mask, teacher_mask, pairs, backend
     )
+    if student_columns is not None:
+        _, (student_columns, _) = _arguments.resolve(
+            {"student_columns": student_columns, "student": student}, backend
+        )
+        return _given_loss(
+            xp,
+            student,
+            teacher,
+            student_mask,
+            teacher_mask,
+            pairs,
+            student_columns,
+            config,
+            reduction,
+            num_items,
+            return_plan,
+        )
     k, pool = columns_of(config, student, teacher)
     student_traces = traces_of(xp, student, student_mask, pool, config, "student")
     teacher_traces = traces_of(xp, teacher, teacher_mask, k, config, "teacher")
     return loss_of(xp, student_traces, teacher_traces, pairs, config, reduction, num_items, return_plan)
+
+
+def _require_no_plan(config: MultiLevelOTConfig, student: Source) -> None:
+    """Refuse what leaves no room for a given matching."""
+    if config.matching in ("text", "sinkhorn"):
+        raise ValueError(
+            f"student_columns: expected None with matching={config.matching!r}, which matches no columns one "
+            "to one, got columns"
+        )
+    if isinstance(student, Traces):
+        raise TypeError(
+            "student: expected logits or a LinearHead with student_columns, which are read, got Traces"
+        )
+
+
+def _given_loss(
+    xp: Backend,
+    student: Source,
+    teacher: Source,
+    student_mask: Array,
+    teacher_mask: Array,
+    pairs: Array,
+    student_columns: Array,
+    config: MultiLevelOTConfig,
+    reduction: Reduction,
+    num_items: float | Array | None,
+    return_plan: bool,
+) -> MultiLevelOTResult:
+    """The loss with a matching that was given."""
+    _arguments.columns("student_columns", student_columns, xp, student)
+    k = int(student_columns.shape[1])
+    if k > teacher.shape[2]:
+        raise ValueError(
+            f"student_columns: expected at most {teacher.shape[2]} columns, the teacher's, got {k}"
+        )
+    teacher_traces = traces_of(xp, teacher, teacher_mask, k, config, "teacher")
+    student_traces = xp.take(
+        cast(Predictions, student),
+        student_columns,
+        student_mask,
+        temperature=config.temperature,
+        extra_temperatures=tuple({config.sequence_temperature} - {config.temperature}),
+        standardize=config.standardize,
+    )
+    in_order = replace(config, matching="rank")
+    return loss_of(xp, student_traces, teacher_traces, pairs, in_order, reduction, num_items, return_plan)
 
 
 def traces_of(

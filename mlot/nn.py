@@ -104,6 +104,7 @@ class MultiLevelOTLoss(nn.Module):
         *,
         pairs: Tensor | None = None,
         text: TextPositions | None = None,
+        student_columns: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see `terms`."""
         return self.terms(
@@ -114,6 +115,7 @@ class MultiLevelOTLoss(nn.Module):
             num_items_in_batch,
             pairs=pairs,
             text=text,
+            student_columns=student_columns,
         ).loss
 
     def terms(
@@ -126,6 +128,7 @@ class MultiLevelOTLoss(nn.Module):
         *,
         pairs: Tensor | None = None,
         text: TextPositions | None = None,
+        student_columns: Tensor | None = None,
     ) -> DistillationTerms:
         """Compute the loss and its terms.
 
@@ -144,6 +147,7 @@ class MultiLevelOTLoss(nn.Module):
             pairs: ``(B, P, 2)`` integers ``[student, teacher]``, padded by -1; ``None`` pairs by index.
                 Several teachers bring their own.
             text: with ``matching="text"``, where the student reads in the teacher's tokens.
+            student_columns: a matching to use in place of one that is computed; see `mlot.multi_level_ot`.
 
         Returns:
             `DistillationTerms`.
@@ -152,8 +156,9 @@ class MultiLevelOTLoss(nn.Module):
             TypeError, ValueError: an argument is of the wrong kind, shape or range.
         """
         if _several(teacher_logits):
-            if text is not None:
-                raise ValueError("text: expected None with several teachers, which bring mlot.TextTargets")
+            for name, value in (("text", text), ("student_columns", student_columns)):
+                if value is not None:
+                    raise ValueError(f"{name}: expected None with several teachers, got it for one")
             return self._several(
                 student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, pairs
             )
@@ -171,6 +176,7 @@ class MultiLevelOTLoss(nn.Module):
                 config=self.config,
                 num_items=num_items_in_batch,
                 text=text,
+                student_columns=student_columns,
             )
         return self._sum(_mean_nll(student, num_items_in_batch), ot)
 

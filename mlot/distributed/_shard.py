@@ -182,16 +182,7 @@ class VocabShard(Composite):
             {"source": self, "mask": mask, "columns": columns}, None
         )
         mask = _arguments.source_and_mask(xp, "source", source, "mask", given_mask)
-        if xp.kind(columns) != "integer":
-            raise TypeError(f"columns: expected integers, got {columns.dtype}")
-        if len(columns.shape) != 2 or columns.shape[0] != self.shape[0]:
-            raise ValueError(f"columns: expected ({self.shape[0]}, k), got shape {tuple(columns.shape)}")
-        if columns.numel():
-            low, high = int(columns.min()), int(columns.max())
-            if low < 0 or high >= self.shape[2]:
-                raise ValueError(
-                    f"columns: expected 0 to {self.shape[2] - 1}, got {low if low < 0 else high}"
-                )
+        _arguments.columns("columns", columns, xp, source)
         reading = self._read(mask, settings, Request(None, columns, None))
         return traces_of(reading, mask, self.shape[2], settings)
 
