@@ -38,7 +38,11 @@ def number(name: str, value: Any, *, allow_none: bool = False, allow_zero: bool 
     wanted = f"a finite number {'>=' if allow_zero else '>'} 0" + (" or None" if allow_none else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not allow_zero):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError as error:  # an integer beyond all floats
+        raise ValueError(f"{name}: expected {wanted}, got an integer beyond all floats") from error
+    if not finite or value < 0 or (value == 0 and not allow_zero):
         raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 

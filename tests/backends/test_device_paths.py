@@ -101,3 +101,24 @@ def test_nothing_waits_for_the_device(matching: str, standardize: bool) -> None:
 def test_the_watch_sees_what_waits() -> None:
     with pytest.raises(pytest.fail.Exception, match="waits for the device"), _NoWaiting():
         bool(torch.ones(3).sum() > 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"matching": "sinkhorn"}, {"standardize": True}, {"matching": "greedy"}]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_are_those_of_the_host(
+    seed: int, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mlot.MultiLevelOTConfig(k=5, **settings)
+
+    def gradient() -> torch.Tensor:
+        p = make_problem(seed, masks="gaps").to("torch")
+        leaf = p.student.clone().requires_grad_()
+        arguments = p.with_(student=leaf).arguments()
+        loss = mlot.multi_level_ot(**arguments, config=config).loss + mlot.uld(**arguments)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    elsewhere = gradient()
+    monkeypatch.setattr(torch_rows, "can_look", lambda device: True)
+    torch.testing.assert_close(gradient(), elsewhere, rtol=1e-10, atol=1e-12)

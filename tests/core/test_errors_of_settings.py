@@ -28,6 +28,11 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
         ({"pool": 0}, ValueError, "pool: expected an integer >= 1 or None, got 0"),
         ({"pool": 10}, ValueError, "pool: expected at least k = 50 candidates, got 10"),
         ({"temperature": 0}, ValueError, "temperature: expected a finite number > 0, got 0"),
+        (
+            {"temperature": 10**400},
+            ValueError,
+            "temperature: expected a finite number > 0, got an integer beyond",
+        ),
         ({"temperature": "hot"}, TypeError, "temperature: expected a finite number > 0, got str 'hot'"),
         (
             {"sequence_temperature": -1.0},

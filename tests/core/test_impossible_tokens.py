@@ -167,3 +167,14 @@ def test_moments_of_what_is_possible() -> None:
     assert mean.tolist() == [3.0, 3.0, 4.0, 0.0]
     assert squares.tolist() == [14.0, 8.0, 0.0, 0.0]
     assert count.tolist() == [3.0, 2.0, 1.0, 0.0]
+
+
+def test_gradient_of_two_possible_tokens() -> None:
+    """The least number that has a deviation."""
+    filled = torch.full((1, 1, 4), -torch.inf, dtype=torch.float64)
+
+    def first(values: torch.Tensor) -> torch.Tensor:
+        logits = torch.cat([values[None, None], filled[..., 2:]], -1)
+        return mlot.select(logits, k=2, standardize=True, extra_temperatures=(3.0,)).at(3.0)[..., 1]
+
+    assert gradcheck(first, (torch.tensor([0.3, -0.5], dtype=torch.float64, requires_grad=True),))

@@ -67,7 +67,8 @@ def test_ties_go_to_the_order_of_columns(backend: str) -> None:
     cost = np.abs(t[:, None] - s[None, :])[None]
     for noise in range(20):
         shaken = cost + 1e-16 * np.random.default_rng(noise).normal(size=cost.shape)
-        np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, shaken))), [[0, 1, 2]])
+        for signed in (shaken, -shaken):
+            np.testing.assert_array_equal(as_numpy(mlot.assign(to(backend, signed))), [[0, 1, 2]])
 
 
 @backends

@@ -162,6 +162,14 @@ def test_weights_of_another_total(backend: str) -> None:
 
 
 @backends
+def test_exact_transport_of_totals_that_rounding_sets_apart(backend: str) -> None:
+    a, b = np.array([0.5, 0.5]), np.array([0.5, 0.49997])
+    plan = as_numpy(mlot.emd(*(to(backend, each) for each in (np.eye(2), a, b))).plan)
+    np.testing.assert_allclose(plan.sum(1), a, rtol=1e-12)
+    np.testing.assert_allclose(plan.sum(0), b / b.sum(), rtol=1e-12)
+
+
+@backends
 def test_no_tolerance_is_met_by_a_plan_that_is_exact(backend: str) -> None:
     found = mlot.sinkhorn(to(backend, np.zeros((1, 1))), tol=0.0)
     assert float(found.marginal_error) == 0.0

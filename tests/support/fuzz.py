@@ -38,7 +38,7 @@ from saved_cases import cases, save
 
 ROOT = Path(__file__).resolve().parents[2]
 #: How an error begins that says what was wrong.
-NAMED = re.compile(r"^[A-Za-z_][\w.'\[\]() -]*: ", re.ASCII)
+NAMED = re.compile(r"^[A-Za-z_]\w*(\.\w+|\[.*?\])*( [\w ]+)?: ", re.DOTALL)
 #: Seconds and bytes that reading a few kilobytes may take at most.
 LONGEST, LARGEST = 10.0, 2**28
 STRANGE: tuple[Any, ...] = (
@@ -296,7 +296,7 @@ def fuzz(name: str, seconds: float, seed: int = 0) -> int:
         AssertionError: it did something else; the input is in ``fuzz-failures/``.
     """
     rng = random.Random(seed)
-    tries, until = 0, time.monotonic() + seconds
+    tries = 0
     with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
         warnings.simplefilter("error")
         folder = Path(made)
@@ -305,6 +305,7 @@ def fuzz(name: str, seconds: float, seed: int = 0) -> int:
         place.mkdir()
         for whole in target.seeds:
             target.read(whole, place)
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             data = rng.choice(target.seeds)
             for _ in range(rng.choice((1, 1, 2, 4))):
