@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from mlot import _checks
 from mlot._result import MultiLevelOTResult
-from mlot.align import batch_pairs
+from mlot.align import TokenBytes, VocabularyMap, batch_pairs, batch_text_positions, text_positions
 from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.nn import mean_cross_entropy
+from mlot.text import POSITION_FIELDS, TextPositions
 
 __all__ = ["MultiLevelOTLoss"]
 
@@ -53,16 +54,20 @@ class MultiLevelOTLoss(nn.Module):
     - ``use_extended_uld`` pairs the rows whose prefixes end at the same byte (see `mlot.align`); no
       probabilities are multiplied. Without it rows are paired by index.
 
+    With ``matching="text"`` in ``settings`` the teacher is carried over to the student's tokens by the bytes
+    of both (see `mlot.text_targets`), which needs both tokenizers and ``use_extended_uld``; the rows that
+    count are those that predict the answer's tokens, whatever the strategy.
+
     Args:
         config: the trainer's ``GOLDConfig``.
-        student_tokenizer: kept; pairing needs only the byte offsets that GOLD passes.
+        student_tokenizer: needed with ``matching="text"``; else the byte offsets that GOLD passes are enough.
         teacher_tokenizer: the same.
         device: kept.
 
     Attributes:
         settings: `mlot.MultiLevelOTConfig` of the transport, the paper's unless it is assigned.
         last: detached terms of the last call for logging: ``loss``, ``cross_entropy``, ``had``, ``sl``,
-            ``sd``, and ``pairs``, the number of paired rows.
+            ``sd``, and ``pairs``, the number of paired rows (with ``matching="text"`` of rows with a target).
 
     Raises:
         TypeError: ``config`` lacks a setting of ULD, or one is of the wrong kind.
@@ -89,6 +94,7 @@ class MultiLevelOTLoss(nn.Module):
         self.token_merge_strategy = config.uld_token_merge_strategy
         self.settings = MultiLevelOTConfig()
         self.last: dict[str, Tensor] = {}
+        self._vocabulary: VocabularyMap | None = None
 
     @classmethod
     def for_trainer(cls, trainer: Any, settings: MultiLevelOTConfig | None = None) -> MultiLevelOTLoss:
@@ -136,8 +142,8 @@ class MultiLevelOTLoss(nn.Module):
             teacher_logits: ``(B, T_t, V_t)``.
             student_labels: ``(B, T_s)`` integers, unshifted, -100 outside the answer.
             teacher_labels: the same for the teacher, ``(B, T_t)``.
-            student_input_ids: ``(B, T_s)``, not needed.
-            teacher_input_ids: ``(B, T_t)``, not needed.
+            student_input_ids: ``(B, T_s)``, needed with ``matching="text"`` alone.
+            teacher_input_ids: ``(B, T_t)``, the same.
             student_byte_offsets: ``(B, T_s, 2)`` integers, the first and one past the last byte of each token
                 of the answer, counted from the answer's start; needed with ``use_extended_uld``.
             teacher_byte_offsets: the same for the teacher, ``(B, T_t, 2)``.
@@ -183,7 +189,8 @@ class MultiLevelOTLoss(nn.Module):
         zero = student_logits.new_zeros((), dtype=torch.promote_types(student_logits.dtype, torch.float32))
         ot, nll = None, zero
         if self.distillation_weight:
-            ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets)
+            ids = (student_input_ids, teacher_input_ids)
+            ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets, ids)
         if self.crossentropy_weight:
             mask = mask_from_labels(student_labels)
             nll = mean_cross_entropy(student_logits, student_labels, mask, None)
@@ -203,10 +210,19 @@ class MultiLevelOTLoss(nn.Module):
         student_labels: Tensor,
         teacher_labels: Tensor,
         offsets: tuple[Tensor, Tensor] | None,
+        ids: tuple[Tensor, Tensor],
     ) -> MultiLevelOTResult:
-        student_mask, teacher_mask = self.masks(student_labels, teacher_labels)
-        pairs = None
-        if offsets is not None:
+        pairs, text = None, None
+        if self.settings.matching == "text":
+            labels = (student_labels, teacher_labels)
+            skips = (self.skip_student_eos, self.skip_teacher_eos)
+            student_mask, teacher_mask = (
+                _predicting(_answer(side, skip)) for side, skip in zip(labels, skips, strict=True)
+            )
+            text = self._text(labels, offsets, ids)
+        else:
+            student_mask, teacher_mask = self.masks(student_labels, teacher_labels)
+        if offsets is not None and text is None:
             pairs = _byte_pairs(student_mask, teacher_mask, *offsets).to(student_logits.device)
         return multi_level_ot(
             _divided(student_logits, self.student_temperature),
@@ -215,7 +231,30 @@ class MultiLevelOTLoss(nn.Module):
             teacher_mask=teacher_mask,
             pairs=pairs,
             config=self.settings,
+            text=text,
         )
+
+    def _text(
+        self, labels: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor] | None, ids: tuple[Tensor, Tensor]
+    ) -> TextPositions:
+        """Where the student reads in the teacher's tokens, within the answer."""
+        if offsets is None:
+            raise ValueError("config.use_extended_uld: expected True with matching='text', got False")
+        if self._vocabulary is None:
+            for name in ("student_tokenizer", "teacher_tokenizer"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name}: expected a tokenizer with matching='text', got None")
+            self._vocabulary = VocabularyMap.from_tokenizers(self.student_tokenizer, self.teacher_tokenizer)
+        student, teacher = (
+            [part.cpu().numpy() for part in (label != _IGNORE, token_ids, offset)]
+            for label, token_ids, offset in zip(labels, ids, offsets, strict=True)
+        )
+        rows = [
+            _answer_positions([part[n] for part in student], [part[n] for part in teacher], self._vocabulary)
+            for n in range(len(labels[0]))
+        ]
+        positions = torch.from_numpy(batch_text_positions(rows)).to(labels[0].device)
+        return TextPositions(positions, ids[1], self._vocabulary.plan())
 
     def masks(self, student_labels: Tensor, teacher_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of logits that count on both sides, ``(B, T)`` booleans each; see the class.
@@ -232,7 +271,7 @@ class MultiLevelOTLoss(nn.Module):
             # No row predicts a token that opens its sequence: by index, its partner is left out as well.
             unscored = student[:, :1] | teacher[:, :1]
             student, teacher = (side & ~(_first(side) & unscored) for side in (student, teacher))
-        return tuple(torch.cat([side[:, 1:], side[:, :1] & False], 1) for side in (student, teacher))  # type: ignore[return-value]
+        return _predicting(student), _predicting(teacher)
 
 
 def _check_config(config: Any) -> None:
@@ -294,6 +333,11 @@ def _answer(labels: Tensor, skip_last: bool) -> Tensor:
     return answer & ~_first(answer.flip(1)).flip(1) if skip_last else answer
 
 
+def _predicting(mask: Tensor) -> Tensor:
+    """Rows that predict the tokens of a mask."""
+    return torch.cat([mask[:, 1:], mask[:, :1] & False], 1)
+
+
 def _first(mask: Tensor) -> Tensor:
     """Only the first true value of each row."""
     return mask & (mask.cumsum(1) == 1)
@@ -315,6 +359,33 @@ def _byte_pairs(
         _, i, j = np.intersect1d(student_ends, teacher_ends, return_indices=True)
         rows.append(np.stack([student_at[i], teacher_at[j]], axis=1))
     return torch.from_numpy(batch_pairs(rows))
+
+
+def _answer_positions(student: Any, teacher: Any, vocabulary: VocabularyMap) -> Any:
+    """Text positions ``(P, 9)`` of one answer, by the rows of both models; sides are answer, ids, offsets."""
+    if not (student[0].any() and teacher[0].any()):
+        return np.zeros((0, len(POSITION_FIELDS)), np.int64)
+    total = int(max(offsets[answer].max() for answer, _, offsets in (student, teacher)))
+    (s_tokens, s_first), (t_tokens, t_first) = (_answer_tokens(side, total) for side in (student, teacher))
+    text = bytearray(total)
+    for token, start, end in zip(t_tokens.ids, t_tokens.starts, t_tokens.ends, strict=True):
+        spelled = vocabulary.teacher_bytes[token] or b""
+        if end > start:
+            text[start:end] = spelled[-(end - start) :].ljust(end - start, b"\0")
+    rows = text_positions(s_tokens, t_tokens, bytes(text), vocabulary)
+    rows[:, 0] += s_first - 1
+    rows[:, 1] += t_first - 1
+    return rows[(rows[:, :2] >= 0).all(axis=1)]  # the first token of a sequence is predicted by no row
+
+
+def _answer_tokens(side: Any, total: int) -> tuple[TokenBytes, int]:
+    """Tokens of an answer after one that opens it, and the row of the first."""
+    answer, ids, offsets = side
+    at = np.flatnonzero(answer)
+    starts, ends = np.maximum.accumulate(np.clip(offsets[at], 0, total), axis=0).T
+    starts, ends = np.append(0, starts), np.append(0, ends)
+    special = ends <= starts
+    return TokenBytes(np.append(ids[at[0] - 1], ids[at]), starts, ends, special, total), int(at[0])
 
 
 def _boundaries(mask: Any, offsets: Any) -> tuple[Any, Any]:
