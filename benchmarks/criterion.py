@@ -19,12 +19,11 @@ from torch import Tensor
 
 import mlot
 import mlot.nn
-from benchmarks import libraries, plain
+from benchmarks import libraries, plain, texts
 from benchmarks.contest import compare
 from benchmarks.contestant import Contestant, Findings, Row
 from benchmarks.inputs import predictions
 from benchmarks.processes import compete_in_processes
-from benchmarks.texts import text_case
 
 _YARDSTICK = "yardstick: three exponentials"
 _PLAIN = "plain PyTorch, rank"
@@ -108,7 +107,7 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
 
     hidden, weight = student.hidden.requires_grad_(), student.weight.requires_grad_()
     whole, uld, head = "the whole criterion, rank matching", "ULD", "from hidden states, rank matching"
-    text = _later(lambda: text_case(options, logits)) if options.text else None
+    text = _text_entries(entry, options, logits) if options.text else []
     theirs = libraries.trl_uld("observed", aligned=False)
     return [
         entry(_YARDSTICK, _YARDSTICK, yardstick, wanted=(), claims=False, remark="no loss"),
@@ -118,7 +117,7 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
         entry(_PLAIN, whole, by_hand),
         entry("plain PyTorch, rank, compiled", whole, _later(lambda: torch.compile(by_hand))),
         entry("mlot, optimal", "optimal matching", criterion("optimal"), ours=True),
-        *([] if text is None else [entry("mlot, text", "the text's plan", text, ours=True)]),
+        *text,
         entry("mlot, LinearHead", head, criterion("rank", lambda: mlot.LinearHead(hidden, weight)),
               "mlot, logits formed", wanted=(hidden, weight), ours=True),
         entry("mlot, logits formed", head, criterion("rank", lambda: hidden @ weight.mT),
@@ -126,6 +125,20 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
         entry("mlot.uld", uld, lambda: mlot.uld(logits, teacher), "TRL ULDLoss", ours=True),
         entry("TRL ULDLoss", uld, None if isinstance(theirs, str) else lambda: theirs(logits, teacher),
               "TRL ULDLoss", remark=theirs if isinstance(theirs, str) else ""),
+    ]  # fmt: skip
+
+
+def _text_entries(entry: Any, options: argparse.Namespace, logits: Tensor) -> list[Contestant]:
+    """The criterion with the plan from the text; and its targets alone beside a teacher's forward pass."""
+    nothing = {"wanted": (), "claims": False}
+    made, teacher = "targets of the text's plan", "forward pass of 135M weights"
+    return [
+        entry("mlot, text", "the text's plan",
+              _later(lambda: texts.criterion_by_text(options, logits)), ours=True),
+        entry(made, made, _later(lambda: texts.targets(options, logits)), teacher, ours=True,
+              remark="no loss", **nothing),
+        entry(teacher, made, _later(lambda: texts.teacher_of_135_million(options)), teacher,
+              remark="of a model of SmolLM2-135M's shape", **nothing),
     ]  # fmt: skip
 
 

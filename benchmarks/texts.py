@@ -6,12 +6,13 @@ import argparse
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import mlot
 import mlot.nn
@@ -21,8 +22,50 @@ from mlot import align
 _BYTES = 300  # of sources for each token of a vocabulary
 
 
-def text_case(options: argparse.Namespace, logits: Tensor) -> Callable[[], Tensor]:
+class TextCase(NamedTuple):
+    """What the plan from the text is computed of."""
+
+    teacher: Tensor
+    labels: Tensor
+    teacher_labels: Tensor
+    text: mlot.TextPositions
+
+
+def criterion_by_text(options: argparse.Namespace, logits: Tensor) -> Callable[[], Tensor]:
     """The criterion with ``matching="text"``, targets included, on the given logits of the student."""
+    case = text_case(options, logits)
+    module = mlot.nn.MultiLevelOTLoss(mlot.MultiLevelOTConfig.text())
+    return lambda: module(logits, case.teacher, case.labels, case.teacher_labels, text=case.text)
+
+
+def targets(options: argparse.Namespace, logits: Tensor) -> Callable[[], Tensor]:
+    """Targets alone."""
+    case = text_case(options, logits)
+    masks = {
+        "student_mask": mlot.mask_from_labels(case.labels),
+        "teacher_mask": mlot.mask_from_labels(case.teacher_labels),
+    }
+    return lambda: mlot.text_targets(case.teacher, case.text, **masks).served.sum()
+
+
+def teacher_of_135_million(options: argparse.Namespace) -> Callable[[], Tensor]:
+    """The forward pass of a model of SmolLM2-135M's shape, with random weights, over as many tokens."""
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(options.device, getattr(torch, options.dtype)).eval()
+    ids = torch.randint(49152, (options.batch, options.length), device=options.device)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return model(ids).logits[0, 0, 0]
+
+    return forward
+
+
+def text_case(options: argparse.Namespace, logits: Tensor) -> TextCase:
+    """A text in the tokens of two tokenizers, and random predictions of the teacher."""
     sources = _sources()
     student, teacher = (
         _tokenizer(sources[n::2], size)
@@ -48,9 +91,8 @@ def text_case(options: argparse.Namespace, logits: Tensor) -> Callable[[], Tenso
         dtype=logits.dtype, device=logits.device,
     ).logits  # fmt: skip
     positions = torch.from_numpy(align.batch_text_positions(rows)).to(logits.device)
-    text_positions = mlot.TextPositions(positions, taught.clamp(min=0), plan)
-    module = mlot.nn.MultiLevelOTLoss(mlot.MultiLevelOTConfig.text())
-    return lambda: module(logits, made, labels, taught, text=text_positions)
+    text = mlot.TextPositions(positions, taught.clamp(min=0), plan)
+    return TextCase(made, labels, taught, text)
 
 
 def _sources() -> list[Path]:
