@@ -46,7 +46,7 @@ def multi_level_ot(
     three terms are between these targets and the student: HAD and SL at every position that has a target,
     over the listed tokens and one for the rest; SD on the k columns with the largest mass under the targets.
 
-    Gradients flow to the student (and to the teacher, if it wants them) through every term, the truncated
+    Gradients flow to the student (and to a teacher that requires grad) through every term, the truncated
     Sinkhorn included; the selected columns and the matching are constants. The gradient is the true one
     wherever the selection and the matching are locally constant.
 

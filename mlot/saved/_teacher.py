@@ -70,7 +70,7 @@ def save_teacher(
         tokenizer: the one it was trained with, fast or slow.
         examples: texts, which get the special tokens that the tokenizer adds by itself, and of which every
             token but the first is predicted; or ``(ids, labels)``, unshifted,
-            with -100 where nothing is asked; or ``(ids, mask)``, booleans that mark the positions whose
+            with -100 at positions to ignore; or ``(ids, mask)``, booleans that mark the positions whose
             prediction counts; or mappings with ``input_ids`` and ``labels`` or ``mask``, without padding; or
             mappings with ``text``, or with ``prompt`` and ``completion`` or ``messages``, which are tokenised
             as `mlot.training.DistillationCollator` does; or what that makes of them.

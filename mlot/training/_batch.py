@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: Prefix of what is the teacher's.
 TEACHER = "teacher_"
-#: What the models do not read. ``labels`` are unshifted, -100 where nothing is asked.
+#: What the models do not read. ``labels`` are unshifted, -100 at positions to ignore.
 LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS, TARGET_KEYS, TEXT_POSITIONS = (
     "labels",
     "pairs",
@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         student: inputs of the student's model.
         teacher: inputs of the teacher's model; of a saved teacher its token ids at most.
-        labels: of the student, ``(B, T_s)``, unshifted, -100 where nothing is asked.
+        labels: of the student, ``(B, T_s)``, unshifted, -100 at positions to ignore.
         teacher_labels: the same for the teacher, ``(B, T_t)``.
         pairs: ``(B, P, 2)`` positions to compare, padded by -1.
         teacher_keys: keys of a saved teacher's examples, ``(B, L)`` characters.
