@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import mlot
 from mlot.align import TokenBytes, VocabularyMap, text_positions
-from text_cases import text_problems
+from text_cases import canonical_problems, text_problems
 
 
 def made(problem, backend="numpy", k=None, **settings):
@@ -36,7 +36,7 @@ def dense(targets):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-@given(problem=text_problems())
+@given(problem=st.one_of(text_problems(), canonical_problems()))
 def test_targets_by_their_definition(backend, problem):
     targets = made(problem, backend)
     expected = problem.targets()

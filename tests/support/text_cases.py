@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from byte_cases import bytewise, two_tokenizations
 from mlot import TextPositions
-from mlot.align import VocabularyMap, batch_text_positions, text_positions
+from mlot.align import TokenBytes, VocabularyMap, batch_text_positions, text_positions
 
 ROLES = [(1, 1)]
 
@@ -28,6 +28,46 @@ def text_problems(draw, framed=True, reading=None):
     ids = np.array([teacher.ids.tolist() or [0]])
     text_side = TextPositions(batch_text_positions([rows]), ids, vocabulary.plan(reading))
     return Problem(mine, others, text, student, teacher, tokenize, reading, logits, text_side)
+
+
+@st.composite
+def canonical_problems(draw):
+    """A student that reads the text as it reads the teacher's tokens, or the whole; so it has read some inside.
+
+    Two letters and short words, so that many tokens begin with what has been read, cut in the same way or not.
+    """
+    words = st.lists(st.sampled_from([b"a", b"b"]), min_size=2, max_size=4).map(b"".join)
+    mine = [b"a", None, b"b", *draw(st.lists(words, max_size=4, unique=True))]
+    others = [b"a", None, b"b", *draw(st.lists(words, min_size=2, max_size=12))]
+    longest_first = draw(st.booleans())
+
+    def tokenize(data):
+        ids, rest = [], data
+        while rest:
+            fitting = [v for v, word in enumerate(mine) if word and rest.startswith(word)]
+            # by another rule for each rest's length, so that the longest token is not always the student's own
+            pick = max if longest_first or len(rest) % 2 else min
+            ids.append(pick(fitting, key=lambda v: len(mine[v])))
+            rest = rest[len(mine[ids[-1]]) :]
+        return ids
+
+    teacher_ids = draw(st.lists(st.integers(0, len(others) - 1).filter(lambda v: v != 1), min_size=1, max_size=4))
+    text = b"".join(others[v] for v in teacher_ids)
+    whole = draw(st.booleans())
+    student_ids = tokenize(text) if whole else [u for v in teacher_ids for u in tokenize(others[v])]
+    sides = [_side(ids, words, len(text)) for ids, words in ((student_ids, mine), (teacher_ids, others))]
+    vocabulary = VocabularyMap.from_bytes(mine, others, tokenize=tokenize, roles=ROLES)
+    rows = text_positions(*sides, text, vocabulary)
+    logits = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(size=(1, len(sides[1]), len(others)))
+    positions = TextPositions(batch_text_positions([rows]), np.array([sides[1].ids.tolist()]), vocabulary.plan())
+    return Problem(mine, others, text, *sides, tokenize, "canonical", logits, positions)
+
+
+def _side(ids, words, size):
+    """Tokens of a text one after the other, framed by special ones."""
+    ends = np.cumsum([0, *(len(words[v]) for v in ids)]).tolist()
+    framed = [True, *[False] * len(ids), True]
+    return TokenBytes([1, *ids, 1], [0, *ends[:-1], size], [0, *ends[1:], size], framed, size)
 
 
 class Problem:
