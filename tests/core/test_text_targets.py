@@ -67,7 +67,7 @@ def test_both_backends_agree_at_any_temperature(problem, temperature):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-@given(problem=text_problems(framed=False), k=st.integers(1, 6))
+@given(problem=st.one_of(text_problems(framed=False), canonical_problems()), k=st.integers(1, 6))
 def test_a_served_teacher_bounds_the_whole_one(backend, problem, k):
     """Its missing mass counts as not carried over, and may be anywhere."""
     log_probs = problem.logits - np.logaddexp.reduce(problem.logits, axis=-1, keepdims=True)

@@ -353,3 +353,27 @@ def test_nothing_at_all() -> None:
         source = mlot.TopKLogprobs(np.zeros(shape, dtype=int), np.zeros(shape), 5)
         for each in (source, source.map(torch.from_numpy)):
             assert tuple(mlot.select(each, k=2).log_probs.shape) == (*shape[:2], 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "tail, vocabulary, want",
+    [
+        ("uniform", 4, [0.25, 0.09, 0.01, 0.01]),
+        ("zero", 4, [0.25, 0.09, 0.01, 0.01]),
+        ("renormalize", 4, [0.25, 0.09, 0.01, 0.0]),
+    ],
+)
+def test_one_absent_token_at_half_the_temperature(
+    backend: str, tail: str, vocabulary: int, want: list[float]
+) -> None:
+    """Powers of 2; with one token absent, its mass is known."""
+    ids, logs = np.arange(3)[None, None], np.log([[[0.5, 0.3, 0.1]]])
+    source = mlot.TopKLogprobs(*arrays(backend, ids, logs), vocabulary, tail)
+    traces = mlot.select(source, k=3, temperature=0.5, extra_temperatures=(1.0,))
+    np.testing.assert_allclose(
+        np.exp(as_numpy(traces.log_probs))[0, 0], np.array(want[:3]) / sum(want), rtol=1e-12
+    )
+    at_one = np.exp(as_numpy(mlot.select(source, k=3).log_probs))[0, 0]
+    kept = 1.0 if tail != "renormalize" else 0.9
+    np.testing.assert_allclose(at_one, np.array([0.5, 0.3, 0.1]) / kept, rtol=1e-12)

@@ -230,3 +230,24 @@ def test_the_sequence_term_is_above_exact_transport(backend: str) -> None:
         np.testing.assert_allclose(
             as_numpy(result.sd)[n], 6 * (as_numpy(result.plan)[n] * cost).sum(), rtol=1e-9
         )
+
+
+def test_what_is_reported_has_no_gradient() -> None:
+    cost = torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    for epsilon in (0.1, 1e-3):
+        found = mlot.sinkhorn(cost, epsilon=epsilon)
+        assert found.value.requires_grad
+        assert not found.marginal_error.requires_grad
+        assert not found.n_iter.requires_grad
+
+
+@backends
+def test_the_sequence_term_where_a_position_cannot_be_reached(backend: str) -> None:
+    """A cost that is infinite takes no mass, and no mass costs nothing."""
+    student, teacher = (np.random.default_rng(n).normal(np.arange(6), 0.1, size=(1, 4, 6)) for n in range(2))
+    student[0, 1, 0] = teacher[0, 1:, 0] = -np.inf  # the lightest of both, which are matched
+    config = mlot.MultiLevelOTConfig(k=6, matching="rank", sequence_cost="log", had_weight=0.0, sl_weight=0.0)
+    result = mlot.multi_level_ot(to(backend, student), to(backend, teacher), config=config, return_plan=True)
+    plan = as_numpy(result.plan)[0]
+    assert np.isfinite(float(result.sd))
+    assert (plan == 0).tolist() == [[False, True, False, False], *[[False] * 4] * 3]

@@ -51,15 +51,21 @@ def canonical_problems(draw):
             rest = rest[len(mine[ids[-1]]) :]
         return ids
 
-    teacher_ids = draw(st.lists(st.integers(0, len(others) - 1).filter(lambda v: v != 1), min_size=1, max_size=4))
+    teacher_ids = draw(
+        st.lists(st.integers(0, len(others) - 1).filter(lambda v: v != 1), min_size=1, max_size=4)
+    )
     text = b"".join(others[v] for v in teacher_ids)
     whole = draw(st.booleans())
     student_ids = tokenize(text) if whole else [u for v in teacher_ids for u in tokenize(others[v])]
     sides = [_side(ids, words, len(text)) for ids, words in ((student_ids, mine), (teacher_ids, others))]
     vocabulary = VocabularyMap.from_bytes(mine, others, tokenize=tokenize, roles=ROLES)
     rows = text_positions(*sides, text, vocabulary)
-    logits = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(size=(1, len(sides[1]), len(others)))
-    positions = TextPositions(batch_text_positions([rows]), np.array([sides[1].ids.tolist()]), vocabulary.plan())
+    logits = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(
+        size=(1, len(sides[1]), len(others))
+    )
+    positions = TextPositions(
+        batch_text_positions([rows]), np.array([sides[1].ids.tolist()]), vocabulary.plan()
+    )
     return Problem(mine, others, text, *sides, tokenize, "canonical", logits, positions)
 
 
