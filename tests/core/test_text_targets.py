@@ -7,11 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlot
 from mlot.align import TokenBytes, VocabularyMap, text_positions
+from mlot.backends.torch import text as torch_text
 from text_cases import canonical_problems, text_problems
 
 
@@ -36,8 +37,27 @@ def dense(targets):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-@given(problem=st.one_of(text_problems(), canonical_problems()))
+@given(problem=text_problems())
 def test_targets_by_their_definition(backend, problem):
+    check_definition(backend, problem)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@settings(max_examples=100)
+@given(problem=canonical_problems())
+def test_targets_inside_tokens_by_their_definition(backend, problem):
+    check_definition(backend, problem)
+
+
+@given(problem=canonical_problems())
+def test_targets_do_not_depend_on_the_memory_there_is(problem):
+    """One teacher position at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_text, "HOST_BLOCK_BYTES", 1)
+        check_definition("torch", problem)
+
+
+def check_definition(backend, problem):
     targets = made(problem, backend)
     expected = problem.targets()
     q = dense(targets)
@@ -67,7 +87,7 @@ def test_both_backends_agree_at_any_temperature(problem, temperature):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-@given(problem=st.one_of(text_problems(framed=False), canonical_problems()), k=st.integers(1, 6))
+@given(problem=text_problems(framed=False), k=st.integers(1, 6))
 def test_a_served_teacher_bounds_the_whole_one(backend, problem, k):
     """Its missing mass counts as not carried over, and may be anywhere."""
     log_probs = problem.logits - np.logaddexp.reduce(problem.logits, axis=-1, keepdims=True)

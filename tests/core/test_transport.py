@@ -251,3 +251,19 @@ def test_the_sequence_term_where_a_position_cannot_be_reached(backend: str) -> N
     plan = as_numpy(result.plan)[0]
     assert np.isfinite(float(result.sd))
     assert (plan == 0).tolist() == [[False, True, False, False], *[[False] * 4] * 3]
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.004])
+def test_gradients_of_cost_and_weights(epsilon: float) -> None:
+    """On both ways of computing it: with the kernel, and with its logarithm where that would underflow."""
+    g = torch.Generator().manual_seed(0)
+    cost, a, b = (
+        torch.rand(*shape, generator=g, dtype=torch.float64) for shape in ((1, 3, 4), (1, 3), (1, 4))
+    )
+
+    def value(cost: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = mlot.sinkhorn(cost, a / a.sum(), b / b.sum(), epsilon=epsilon, n_iter=4)
+        return found.value + found.plan[..., 1].square().sum()
+
+    leaves = [(x + 0.1).requires_grad_() for x in (cost, a, b)]
+    assert torch.autograd.gradcheck(value, leaves, eps=1e-7, rtol=1e-4)

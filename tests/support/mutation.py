@@ -2,7 +2,7 @@
 
 The tests are collected once. For each fault a child is forked that plants it and runs the tests that call the
 function it is in, the quickest first, until one fails. What no test finds is a survivor; those that are listed
-with a reason in `tests/survivors.toml` are no faults: they change no result.
+with a reason in `tests/survivors.toml` change no result, or are in what other processes test.
 """
 
 from __future__ import annotations
@@ -217,6 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds", type=float, default=float("inf"), help="no fault is planted after that time"
     )
     parser.add_argument("--sample", type=int, help="this many faults of all, drawn at random")
+    parser.add_argument(
+        "--again", type=Path, help="only what a file with this command's output says survived"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(argv)
@@ -228,6 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in known
         if name.split("::")[0] in options.files and name not in {fault.name for fault in faults}
     )
+    if options.again is not None:
+        lines = options.again.read_text(encoding="utf-8").splitlines()
+        faults = [fault for fault in faults if f"SURVIVED {fault.name}" in lines]
     random.Random(options.seed).shuffle(faults)
     planter = Planter(faults[: options.sample], known, options.seconds, options.workers)
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu", "-s"]
