@@ -30,6 +30,10 @@ _DECIDED = {
     "push_to_hub": "nothing is sent to the network",
     "remove_unused_columns": "the loss needs them",
 }
+_DECIDED |= {
+    f"on_policy{name}": "the command trains on the text that it is given; MultiLevelOTTrainer does this"
+    for name in ("", "_temperature", "_max_new_tokens", "_answers", "_changed")
+}
 _MADE = [f"{side}_{what}" for side in ("teacher", "student") for what in ("vocabulary", "width", "layers")]
 _MADE += ["teacher_steps", "teacher_learning_rate"]
 

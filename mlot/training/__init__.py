@@ -13,10 +13,12 @@ from mlot._hf.pairs import Truncation  # noqa: E402
 from mlot.training._arguments import MultiLevelOTTrainingArguments  # noqa: E402
 from mlot.training._collator import DistillationCollator  # noqa: E402
 from mlot.training._examples import PreparedDataset  # noqa: E402
+from mlot.training._on_policy import Generator  # noqa: E402
 from mlot.training._trainer import MultiLevelOTMixin, MultiLevelOTTrainer  # noqa: E402
 
 __all__ = [
     "DistillationCollator",
+    "Generator",
     "MultiLevelOTMixin",
     "MultiLevelOTTrainer",
     "MultiLevelOTTrainingArguments",

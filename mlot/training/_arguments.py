@@ -49,6 +49,14 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
             share beside the losses; computing them waits for the device. With 0 none has.
         tokenize_ahead: whether data sets with a length are tokenised before the first step, and not while
             training.
+        on_policy: share of the batches in which the student answers prompts of the data itself, and is
+            compared with the teacher on what it wrote, by the distillation term alone. Prompts are drawn
+            anew for each; of a conversation it is all before the last answer.
+        on_policy_temperature: of the sampling.
+        on_policy_max_new_tokens: most tokens of an answer.
+        on_policy_answers: answers to each prompt; a batch has as many rows as others.
+        on_policy_changed: what becomes of answers whose text is not tokenised as it was sampled:
+            ``"retokenize"`` takes the tokenizer's tokens of the text, ``"leave_out"`` none. Both are counted.
         remove_unused_columns: must stay False, or the teacher's columns never arrive.
         kwargs: everything that ``transformers.TrainingArguments`` takes besides.
 
@@ -102,6 +110,22 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         default=True,
         metadata={"help": "Whether data sets with a length are tokenised before the first step."},
     )
+    on_policy: float = field(
+        default=0.0, metadata={"help": "Share of the batches that the student writes itself; 0: none."}
+    )
+    on_policy_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature at which the student writes."}
+    )
+    on_policy_max_new_tokens: int = field(
+        default=128, metadata={"help": "Most tokens of an answer that the student writes."}
+    )
+    on_policy_answers: int = field(
+        default=1, metadata={"help": "Answers that the student writes to each prompt."}
+    )
+    on_policy_changed: Literal["retokenize", "leave_out"] = field(
+        default="retokenize",
+        metadata={"help": "What becomes of answers whose text is not tokenised as it was sampled."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False, or the teacher's columns never arrive."}
     )
@@ -145,6 +169,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
                     "teacher_device: expected a device, such as 'cuda:1', or None, "
                     f"got {self.teacher_device!r}"
                 ) from error
+        self._check_on_policy()
         _checks.count("log_diagnostics_every", self.log_diagnostics_every, least=0)
         if self.remove_unused_columns:
             raise ValueError(
@@ -154,6 +179,24 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
             raise ValueError(
                 "label_smoothing_factor: expected 0, since the loss has a cross-entropy of its own, "
                 f"got {self.label_smoothing_factor}"
+            )
+
+    def _check_on_policy(self) -> None:
+        _checks.number("on_policy", self.on_policy, allow_zero=True)
+        if self.on_policy > 1:
+            raise ValueError(f"on_policy: expected a share from 0 to 1, got {self.on_policy}")
+        _checks.divisor("on_policy_temperature", self.on_policy_temperature)
+        _checks.count("on_policy_max_new_tokens", self.on_policy_max_new_tokens)
+        _checks.count("on_policy_answers", self.on_policy_answers)
+        _checks.choice("on_policy_changed", self.on_policy_changed, ("retokenize", "leave_out"))
+        if self.on_policy and not self.alpha:
+            raise ValueError(
+                f"on_policy: expected 0 with alpha=0, which asks no teacher, got {self.on_policy}"
+            )
+        if self.on_policy and self.overwrite_logits:
+            raise ValueError(
+                "on_policy: expected 0 with overwrite_logits, whose gradient is that of both terms, "
+                f"got {self.on_policy}"
             )
 
 

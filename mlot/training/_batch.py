@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Prefix of what is the teacher's.
 TEACHER = "teacher_"
+#: Marks a batch that the student wrote.
+ON_POLICY = "on_policy"
 #: What the models do not read. ``labels`` are unshifted, -100 at positions to ignore.
 LABELS, PAIRS, TEXT_MASK, TARGET_BYTES, KEYS, TARGET_KEYS, TEXT_POSITIONS = (
     "labels",
@@ -37,6 +39,7 @@ class Batch:
         text_mask: labels that stand for text, ``(B, T_s)`` booleans; others end a turn.
         text_positions: where the student reads in the teacher's tokens, ``(B, P, 9)``, padded by -1.
         target_bytes: bytes of text that the labels of each sequence stand for, ``(B,)``.
+        on_policy: there if the student wrote the batch itself.
     """
 
     student: dict[str, Any]
@@ -48,6 +51,7 @@ class Batch:
     target_keys: Tensor | None = None
     text_mask: Tensor | None = None
     target_bytes: Tensor | None = None
+    on_policy: Tensor | None = None
     text_positions: Tensor | None = None
 
     @staticmethod
@@ -60,7 +64,8 @@ class Batch:
         rest = dict(inputs)
         if LABELS not in rest:
             raise ValueError(f"inputs: expected labels among them, got {', '.join(sorted(rest))}")
-        names = (LABELS, TEACHER + LABELS, PAIRS, KEYS, TARGET_KEYS, TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS)
+        names = [LABELS, TEACHER + LABELS, PAIRS, KEYS, TARGET_KEYS]
+        names += [TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS, ON_POLICY]
         ours = {name: rest.pop(name, None) for name in names}
         teacher = {name: rest.pop(name) for name in list(rest) if name.startswith(TEACHER)}
         return Batch(

@@ -21,6 +21,7 @@ from mlot.training._batch import Batch
 from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
 from mlot.training._heads import head_shape, through_head
+from mlot.training._on_policy import Generator, on_policy, without_cross_entropy
 from mlot.training._teacher import Predicted, make_predictor
 from mlot.training._terms import DIAGNOSTICS, TEXT_DIAGNOSTICS, RunningTerms
 
@@ -65,6 +66,7 @@ class MultiLevelOTMixin(_Base):
         *,
         teacher: Any = None,
         criterion: nn.Module | None = None,
+        generator: Generator | None = None,
         callbacks: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -75,6 +77,7 @@ class MultiLevelOTMixin(_Base):
         _validate.collator(data_collator, teacher)
         _validate.not_empty("train_dataset", train_dataset)
         _validate.not_empty("eval_dataset", eval_dataset)
+        self._on_policy = on_policy(args, teacher, criterion, data_collator, train_dataset, generator)
         if isinstance(data_collator, DistillationCollator):
             data_collator.check_models(model, teacher, args)
             if args.tokenize_ahead:
@@ -120,6 +123,10 @@ class MultiLevelOTMixin(_Base):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        if self._on_policy is not None:
+            student = self.accelerator.unwrap_model(self.model)
+            step = self.state.global_step
+            self._running.add(**self._on_policy.replace(student, batches, step, device))
         count = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in batches]).sum().to(device)
         if self._over_processes:
             count = self.accelerator.gather(count).sum() / self.get_tp_size()
@@ -153,7 +160,8 @@ class MultiLevelOTMixin(_Base):
         predicted = self._predicted_by_teacher(batch)
 
         def terms_of(student: Tensor | LinearHead) -> DistillationTerms:
-            return self._terms_of(student, predicted, batch, items)
+            terms = self._terms_of(student, predicted, batch, items)
+            return terms if batch.on_policy is None else without_cross_entropy(terms, self.criterion)
 
         outputs = None
         if self._head is None or return_outputs:
@@ -362,6 +370,8 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
             the collator's one teacher tokenizer. ``None`` with ``alpha=0``: cross-entropy alone.
         criterion: a loss to use in place of `mlot.nn.MultiLevelOTLoss` with the settings in ``args``, called
             as that one; its ``terms`` are logged where it has them.
+        generator: what answers prompts for ``args.on_policy`` in place of transformers' ``generate``: see
+            `mlot.training.Generator`.
         callbacks: as ``transformers.Trainer`` takes them.
         kwargs: what ``transformers.Trainer`` takes besides; ``data_collator`` is a `DistillationCollator`, or
             makes batches as that does.

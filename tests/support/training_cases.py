@@ -119,7 +119,7 @@ def make_trainer(
     """A trainer; what is not given is made, settings that are none of the Trainer's go to the arguments."""
     own = {
         name: rest.pop(name)
-        for name in ("callbacks", "criterion", "eval_dataset", "compute_metrics")
+        for name in ("callbacks", "criterion", "eval_dataset", "compute_metrics", "generator")
         if name in rest
     }
     return kind(

@@ -39,6 +39,11 @@ SETTINGS = {
     "teacher_device": "cpu",
     "log_diagnostics_every": 3,
     "tokenize_ahead": False,
+    "on_policy": 0.0,  # all that goes with overwrite_logits
+    "on_policy_temperature": 0.9,
+    "on_policy_max_new_tokens": 9,
+    "on_policy_answers": 2,
+    "on_policy_changed": "leave_out",
 }
 
 

@@ -1,0 +1,198 @@
+"""Batches that the student writes itself: read by both models, compared by the teacher alone, repeatable."""
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+
+from mlot.training import DistillationCollator
+from mlot.training._on_policy import ANSWERS, generate
+from training_cases import chat_tokenizers, make_collator, make_student, make_teacher, make_trainer
+
+PROMPTS = [
+    {"prompt": "the cat", "completion": " sat"},
+    {"prompt": "a man, ", "completion": "the mat and the hat"},
+    {"prompt": "in the end it is ", "completion": "the same"},
+]
+CHAT = [
+    {"messages": [{"role": "user", "content": "say the"}, {"role": "assistant", "content": "the"}]},
+    {"messages": [{"role": "user", "content": "an ant"}, {"role": "assistant", "content": "a hen"}]},
+]
+SETTINGS = {"on_policy": 1.0, "on_policy_max_new_tokens": 8, "per_device_train_batch_size": 2}
+
+
+def answers(folder):
+    return [json.loads(line) for line in (folder / ANSWERS).read_text(encoding="utf-8").splitlines()]
+
+
+def told(ids):
+    """A generator that writes the same tokens each time."""
+
+    def write(model, prompts, *, answers, **settings):
+        return [ids] * (len(prompts) * answers)
+
+    return write
+
+
+def run(folder, *, stop=4, resume=None, seed=3):
+    trainer = make_trainer(
+        folder,
+        model=make_student(0.2, torch.float32),
+        teacher=make_teacher(0.0, torch.float32),
+        dataset=PROMPTS,
+        **SETTINGS | {"on_policy": 0.5},
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        learning_rate=1e-2,
+        seed=seed,
+        save_strategy="steps",
+        save_steps=stop,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer.model.state_dict(), logs, answers(folder)
+
+
+def test_a_seed_gives_the_run_again_and_a_resumed_run_is_the_run(tmp_path):
+    weights, logs, written = run(tmp_path / "whole")
+    assert len(written) > 1
+    assert any("on_policy_answers" in entry for entry in logs)
+    again, _, same = run(tmp_path / "again")
+    run(tmp_path / "parts", stop=2)
+    resumed, _, resumed_written = run(tmp_path / "parts", stop=2, resume=str(tmp_path / "parts/checkpoint-2"))
+    for name, weight in weights.items():
+        assert torch.equal(again[name], weight), name
+        assert torch.equal(resumed[name], weight), name
+    assert written == same == resumed_written
+    assert run(tmp_path / "other", seed=4)[2] != written
+
+
+@pytest.mark.parametrize("matching", ["assignment", "text"])
+def test_the_gradient_is_that_of_the_distillation_on_the_answers(tmp_path, matching):
+    collator = make_collator(pairs="text" if matching == "text" else "boundary")
+    config = {"matching": "text", "k": 8} if matching == "text" else {}
+    tokenizer = collator.tokenizer
+    ids = [*tokenizer("the mat", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    rest = {"collator": collator, "dataset": PROMPTS[:1], "learning_rate": 1.0, "optim": "sgd"} | config
+    trainer = make_trainer(
+        tmp_path / "on",
+        generator=told(ids),
+        model=make_student(),
+        lr_scheduler_type="constant",
+        **SETTINGS | rest,
+    )
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+
+    model = make_student()
+    plain = make_trainer(tmp_path / "off", model=model, **rest)
+    batch = collator([{"prompt": "the cat", "completion": "the mat"}] * 2)
+    items = batch["labels"][:, 1:].ne(-100).sum()
+    whole = torch.autograd.grad(
+        plain.compute_loss(model, dict(batch), num_items_in_batch=items), model.parameters()
+    )
+    labels = batch["labels"]
+    nll = torch.nn.functional.cross_entropy(
+        model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1),
+        labels[:, 1:].flatten(),
+        ignore_index=-100,
+        reduction="sum",
+    )
+    learnt = torch.autograd.grad(nll / items, model.parameters())
+    largest = 0.0
+    for (name, old), both, one in zip(before.items(), whole, learnt, strict=True):
+        # float64, a step of size 1
+        torch.testing.assert_close(old - after[name], both - one, rtol=0, atol=1e-10, msg=name)
+        largest = max(largest, float((both - one).abs().max()))
+    assert largest > 1e-6
+
+
+def test_answers_in_a_chat_end_with_the_token_that_ends_a_turn(tmp_path):
+    student, teacher = chat_tokenizers()
+    end = student.convert_tokens_to_ids("<|im_end|>")
+    seen = []
+
+    def write(model, prompts, *, answers, end_ids, **settings):
+        seen.extend((list(row), list(end_ids)) for row in prompts)
+        return [[*student("the", add_special_tokens=False)["input_ids"], end]] * (len(prompts) * answers)
+
+    trainer = make_trainer(
+        tmp_path, dataset=CHAT, collator=DistillationCollator(student, teacher), generator=write, **SETTINGS
+    )
+    trainer.train()
+    assert all(ends == [end] for _, ends in seen)
+    assert student.decode(seen[0][0]).endswith("<|im_start|>assistant\n")
+    assert [(r["answer"], r["ended"], r["changed"]) for r in answers(tmp_path)] == [("the", True, False)] * 2
+
+
+def test_tokens_that_their_text_does_not_come_back_as(tmp_path):
+    tokenizer = make_collator().tokenizer
+    ids = tokenizer.convert_tokens_to_ids(["t", "h", "e"])  # whose text is the one token "the"
+    found = {}
+    for choice in ("retokenize", "leave_out"):
+        trainer = make_trainer(
+            tmp_path / choice, dataset=PROMPTS, generator=told(ids), on_policy_changed=choice, **SETTINGS
+        )
+        trainer.train()
+        found[choice] = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        assert found[choice]["on_policy_changed"] == 2
+        assert [record["left_out"] for record in answers(tmp_path / choice)] == [choice == "leave_out"] * 2
+    assert found["retokenize"]["on_policy_left_out"] == 0
+    assert found["retokenize"]["ce"] == 0
+    # where nothing is left the batch of the data stays
+    assert found["leave_out"]["ce"] > 0
+
+
+def test_several_answers_to_a_prompt(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        dataset=[*PROMPTS, PROMPTS[0]],
+        **SETTINGS | {"on_policy_answers": 2, "per_device_train_batch_size": 4},
+    )
+    trainer.train()
+    prompts = [record["prompt"] for record in answers(tmp_path)]
+    assert len(prompts) == 4
+    assert prompts[0] == prompts[1]
+    assert prompts[2] == prompts[3]
+
+
+def test_sampling_leaves_the_random_numbers_and_the_mode_alone():
+    model = make_student(0.2).train()
+    state = torch.get_rng_state()
+    settings = {"answers": 1, "temperature": 1.0, "max_new_tokens": 6, "end_ids": [2], "pad_id": 0}
+    first = generate(model, [[1, 5], [1, 5, 6, 7]], seed=1, **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert first == generate(model, [[1, 5], [1, 5, 6, 7]], seed=1, **settings)
+    assert first != generate(model, [[1, 5], [1, 5, 6, 7]], seed=2, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"on_policy": 1.5}, "on_policy: expected a share"),
+        ({"on_policy": -1}, "on_policy: expected a finite number"),
+        ({"on_policy": 0.5, "alpha": 0.0}, "on_policy: expected 0 with alpha=0"),
+        ({"on_policy": 0.5, "overwrite_logits": True}, "on_policy: expected 0 with overwrite_logits"),
+        ({"on_policy_temperature": 0.0}, "on_policy_temperature: expected"),
+        ({"on_policy_max_new_tokens": 0}, "on_policy_max_new_tokens: expected"),
+        ({"on_policy_answers": 0}, "on_policy_answers: expected"),
+        ({"on_policy_changed": "drop"}, "on_policy_changed: expected one of"),
+        ({"on_policy": 0.5}, "on_policy: expected examples with a prompt"),
+        ({"on_policy": 0.5, "criterion": lambda *a: 0}, "on_policy: expected a criterion with terms"),
+        ({"generator": told([5])}, "generator: expected None with on_policy=0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        make_trainer(tmp_path, **settings)
+
+
+def test_a_generator_that_answers_too_little_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, dataset=PROMPTS, generator=lambda *a, **k: [], **SETTINGS)
+    with pytest.raises(ValueError, match="generator: expected 1 answers to each of 2"):
+        trainer.train()
