@@ -131,7 +131,7 @@ class OnPolicy:
         self._args, self._collator, self._generator = args, collator, generator
         self._examples = examples
         self._path = Path(str(args.output_dir)) / ANSWERS
-        self._started = False
+        self._step: int | None = None
         self._end_ids: dict[type, tuple[int, ...]] = {}
         for n in range(len(examples)):
             _prompt_of(examples[n], f"train_dataset[{n}]")
@@ -145,6 +145,9 @@ class OnPolicy:
             Numbers of answers, of those whose tokens their text does not come back as, and of those left out;
             none where no batch was drawn.
         """
+        if self._step is None or step <= self._step:
+            self._forget(step)
+        self._step = step
         args, counts = self._args, dict.fromkeys(("answers", "changed", "left_out"), 0.0)
         drawn = [n for n in range(len(batches)) if self._draw(step, n).random() < args.on_policy]
         for n in drawn:
@@ -240,16 +243,17 @@ class OnPolicy:
             self._end_ids[form] = tuple(sorted(ends))
         return self._end_ids[form]
 
+    def _forget(self, step: int) -> None:
+        """Drop from the file what another run, or this one before it was stopped, wrote from a step on."""
+        if self._args.should_save and self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] < step]
+            write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+
     def _write(self, step: int, records: list[dict[str, Any]]) -> None:
-        """Add answers to the file; what a run wrote that was stopped later than it is resumed goes."""
         if not self._args.should_save:
             return
-        if not self._started:
-            before = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-            kept = [line for line in before if json.loads(line)["step"] < step]
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
-            self._started = True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps({"step": step} | record, ensure_ascii=False) + "\n")

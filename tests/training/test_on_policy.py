@@ -160,6 +160,15 @@ def test_several_answers_to_a_prompt(tmp_path):
     assert prompts[2] == prompts[3]
 
 
+def test_a_run_from_the_start_replaces_what_another_wrote(tmp_path):
+    (tmp_path / ANSWERS).write_text('{"step": 0, "answer": "of another run"}\n', encoding="utf-8")
+    trainer = make_trainer(tmp_path, dataset=PROMPTS, **SETTINGS)
+    for _ in range(2):
+        trainer.train()
+        assert len(answers(tmp_path)) == 2
+        assert all("prompt" in record for record in answers(tmp_path))
+
+
 def test_sampling_leaves_the_random_numbers_and_the_mode_alone():
     model = make_student(0.2).train()
     state = torch.get_rng_state()
