@@ -19,6 +19,8 @@ _DOCS = Path(__file__).resolve().parent.parent
 RESULTS = _DOCS.parent / "benchmarks" / "results"
 _MADE = _DOCS / "_drawn" / "benchmarks"
 _TITLES = {
+    "criterion": "The whole criterion",
+    "criterion-2-threads": "The whole criterion, two threads",
     "loss": "The loss, forward and backward",
     "transport": "Transport alone",
     "transport-2048": "Transport alone, 2048 positions",

@@ -120,3 +120,21 @@ def test_what_the_study_found_is_what_its_results_say(found: str, said: str) -> 
     results = json.loads((ROOT / "benchmarks" / "results" / "efficacy" / "results.json").read_text())
     assert re.search(found, results["claim"])
     assert said in " ".join(STUDY.split())
+
+
+def test_times_are_those_of_the_results() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "criterion.json").read_text())
+    times = {row["name"]: row["median_seconds"] for row in results["rows"] if row["median_seconds"]}
+    said = README.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    for words, name in (
+        ("rank matching", "mlot, rank"),
+        ("optimal matching", "mlot, optimal"),
+        ("the text's plan", "mlot, text"),
+        ("cross-entropy alone in plain PyTorch", "cross-entropy alone, plain"),
+        ("the same loss in plain PyTorch", "plain PyTorch, rank"),
+        ("compiled", "plain PyTorch, rank, compiled"),
+        ("`mlot.uld`", "mlot.uld"),
+        ("TRL's ULD", "TRL ULDLoss"),
+    ):
+        assert f"{words} {times[name] * 1e3:,.0f} ms" in said, words
+    assert results["environment"]["cpu"] in said

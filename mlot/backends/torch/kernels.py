@@ -2,7 +2,8 @@
 
 They are used for CUDA tensors where Triton is installed, or for any tensors under Triton's interpreter
 (``TRITON_INTERPRET=1``), unless the environment variable ``MLOT_KERNELS`` is ``eager``. Standardised logits,
-heads and more than one further temperature take the eager operations.
+heads, more than one further temperature and the student's side of the plan from the text take the eager
+operations.
 """
 
 from __future__ import annotations
