@@ -146,7 +146,7 @@ class OnPolicy:
             none where no batch was drawn.
         """
         if self._step is None or step <= self._step:
-            self._forget(step)
+            self._discard(step)
         self._step = step
         args, counts = self._args, dict.fromkeys(("answers", "changed", "left_out"), 0.0)
         drawn = [n for n in range(len(batches)) if self._draw(step, n).random() < args.on_policy]
@@ -243,7 +243,7 @@ class OnPolicy:
             self._end_ids[form] = tuple(sorted(ends))
         return self._end_ids[form]
 
-    def _forget(self, step: int) -> None:
+    def _discard(self, step: int) -> None:
         """Drop from the file what another run, or this one before it was stopped, wrote from a step on."""
         if self._args.should_save and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()

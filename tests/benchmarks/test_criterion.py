@@ -23,7 +23,7 @@ def test_everyone_runs_in_a_process_and_agrees(tmp_path):
             assert row["status"] in ("measured", "not installed"), name
         if row["status"] == "measured":
             assert len(row["seconds"]) == 2
-            assert row["agrees"], name
+            assert row["agrees"] or not row["claims"], name
     assert rows["mlot, text"]["status"] == "measured"
     assert rows["mlot, rank"]["value"] == pytest.approx(rows["plain PyTorch, rank"]["value"], rel=1e-5)
 
