@@ -10,7 +10,7 @@ DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-lowest fuzz mutation lint verify wheel tokenizers bench efficacy docs docs-check clean
+.PHONY: demo test test-fast test-lowest fuzz mutation lint verify wheel tokenizers bench bench-check efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,9 @@ wheel: $(STAMP)  ## Build the wheel into dist/.
 bench: $(STAMP)  ## Measure on DEVICE=cpu (or cuda) into benchmarks/results/; installs what is compared with.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks.all --device $(DEVICE)
+
+bench-check: $(STAMP)  ## Measure the criterion again; fail where it is slower, beside its yardstick, than the committed result.
+	$(BIN)/python -m benchmarks criterion --against benchmarks/results/cpu/criterion.json
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs

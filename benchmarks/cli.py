@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ _NOT_SETTINGS = ("command", "output", "markdown", "plot", "against")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns 1 if a contestant does not compute what it is said to, or mlot fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_files(parser, options)
     _pin_libraries(options.threads)
     from benchmarks.environment import describe
     from benchmarks.report import Report, print_table, to_json, to_markdown
@@ -108,6 +111,25 @@ def _sizes(parser: argparse.ArgumentParser, *, batch: int, length: int, k: int) 
     parser.add_argument("--batch", type=_count, default=batch, help="sequences")
     parser.add_argument("--length", type=_count, default=length, help="positions of each sequence")
     parser.add_argument("--k", type=_count, default=k, help="columns kept")
+
+
+def _check_files(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with an error, before minutes of work, where what is to be read or written cannot be."""
+    for name in ("output", "markdown", "plot"):
+        path = getattr(options, name, None)
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            parser.error(f"--{name}: expected a file in a folder that exists, got {path}")
+    committed = getattr(options, "against", None)
+    if committed is None:
+        return
+    try:
+        before = json.loads(committed.read_text(encoding="utf-8"))["settings"]
+        differing = {name for name in before if name != "repeats" and before[name] != vars(options)[name]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--against: expected a result of this benchmark, got {committed} ({error!r})")
+    if differing:
+        was = ", ".join(f"{name} {before[name]}" for name in sorted(differing))
+        parser.error(f"--against: expected the settings of {committed}, which has {was}")
 
 
 def _count(text: str) -> int:
