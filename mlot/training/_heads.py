@@ -15,6 +15,9 @@ from mlot.sources import LinearHead
 
 Result = TypeVar("Result")
 
+#: What PEFT's modules have that add something to the product with the weight of the module inside of them.
+_ADAPTERS = ("base_layer", "token_adapter")
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside what data parallelism, sharding and compilation put around it."""
@@ -42,8 +45,8 @@ def head_shape(model: nn.Module, name: str) -> HeadShape:
         name: ``"student"`` or ``"teacher"``, for messages.
 
     Raises:
-        ValueError: the model's head is more than a linear map with a scale and a soft cap, or is not there to
-            be read.
+        ValueError: the model's head is more than a linear map with a scale and a soft cap, has an adapter on
+            it, or is not there to be read.
     """
     option = {"student": "use_linear_head", "teacher": "use_teacher_linear_head"}[name]
     inner = language_model(model)
@@ -51,6 +54,12 @@ def head_shape(model: nn.Module, name: str) -> HeadShape:
     expected = f"{option}: expected a {name} whose head is a linear map"
     if embedding is None:
         raise ValueError(f"{expected}, got {type(inner).__name__} without an output embedding")
+    if any(hasattr(embedding, name) for name in _ADAPTERS):
+        # A trial of values does not show a fresh adapter, which adds 0 until it is trained.
+        raise ValueError(
+            f"{expected}, got one with an adapter on it (expected {option}=False, an adapter on other "
+            "modules alone, or one that merge_and_unload() has merged)"
+        )
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise ValueError(f"{expected}, got {type(embedding).__name__} in {type(inner).__name__}")

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 
 from mlot import MultiLevelOTConfig, Teacher
 from mlot.training._arguments import MultiLevelOTTrainingArguments
-from mlot.training._heads import language_model, output_embedding
+from mlot.training._heads import language_model, output_embedding, unwrapped
 from mlot.training._teacher import given_teachers
 
 
@@ -79,6 +79,12 @@ def causal(name: str, model: Any) -> None:
     """Require a causal head, as far as a model of transformers says."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name}: expected a causal language model, got {type(model).__name__}")
+    adapter: Any = getattr(unwrapped(model), "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING":
+        raise ValueError(
+            f"{name}: expected a model with a row of logits for each token, got one with "
+            f"{adapter.num_virtual_tokens} virtual tokens before them ({adapter.peft_type.value})"
+        )
     inner = language_model(model)
     if not isinstance(inner, PreTrainedModel):
         return
