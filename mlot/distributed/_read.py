@@ -39,27 +39,21 @@ def read(
     """Answer a request, the same on every process."""
     if request.overwrite is not None:
         request.overwrite.passes += 1
-    columns, ids = request.columns, request.ids
-    if columns is None:
-        columns = torch.empty((len(mask), 0), dtype=torch.long, device=mask.device)
-    if ids is None:
-        ids = torch.empty((*mask.shape, 0), dtype=torch.long, device=mask.device)
+    columns, ids = request.listed(mask)
     with torch.autocast(mask.device.type, enabled=False):
-        chosen, mass, kept, listed, log_totals = _Read.apply(  # type: ignore[no-untyped-call]
+        fields = _Read.apply(  # type: ignore[no-untyped-call]
             layout.without_tensors(),
             partition,
             mask,
             settings,
             request.k,
-            columns.long(),
-            ids.long(),
+            columns,
+            ids,
             request.without,
             request.overwrite,
             *layout.tensors,
         )
-    if request.k is None:
-        return Reading(columns, None, kept, listed, log_totals)
-    return Reading(chosen, mass, kept, listed, log_totals)
+    return request.answered(columns, *fields)
 
 
 # -- what is common to all processes ---------------------------------------------------------------------
@@ -203,7 +197,7 @@ class _Read(torch.autograd.Function):
             g_listed.masked_fill_(~listed_here, 0),
             nu,
         )
-        overwrite = ctx.overwrite is not None and ctx.overwrite.passes == 1
+        overwrite = ctx.overwrite is not None and ctx.overwrite.granted
         results = local_gradients(rows, partition, mask, wanted, slope, statistics, tensors, overwrite)
         return (*(None,) * 9, *results)
 

@@ -24,14 +24,6 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 pytest.importorskip("trl.experimental.gold", exc_type=ImportError)
 
 
-@pytest.fixture(scope="module")
-def gold() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.gold import gold_trainer
-    return gold_trainer
-
-
 # -- the interface ---------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """The plan from the text in TRL's GOLD: positions from the byte offsets that it passes."""
 
 import os
-import warnings
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,6 @@ from mlot.trl import MultiLevelOTLoss
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 pytest.importorskip("trl.experimental.gold", exc_type=ImportError)
-
-
-@pytest.fixture(scope="module")
-def gold() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.gold import gold_trainer
-    return gold_trainer
 
 
 @pytest.mark.parametrize("skip", [True, False])

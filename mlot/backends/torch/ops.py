@@ -25,13 +25,7 @@ def read(source: Tensor | Composite, mask: Tensor, settings: Settings, request: 
         own: Reading = source._read(mask, settings, request)
         return own
     layout = SourceLayout(source)  # type: ignore[arg-type]
-    batch, length = mask.shape
-    columns, ids = request.columns, request.ids
-    if columns is None:
-        columns = torch.empty((batch, 0), dtype=torch.long, device=mask.device)
-    if ids is None:
-        ids = torch.empty((batch, length, 0), dtype=torch.long, device=mask.device)
-    columns, ids = columns.long(), ids.long()
+    columns, ids = request.listed(mask)
     with torch.autocast(device_type=mask.device.type, enabled=False):
         if torch.compiler.is_compiling():
             kept, listed, log_totals, mass, chosen, _, _ = _read(
@@ -51,9 +45,7 @@ def read(source: Tensor | Composite, mask: Tensor, settings: Settings, request: 
                 request.overwrite,
                 *layout.tensors,
             )
-    if request.k is None:
-        return Reading(columns, None, kept, listed, log_totals)
-    return Reading(chosen, mass, kept, listed, log_totals)
+    return request.answered(columns, chosen, mass, kept, listed, log_totals)
 
 
 def log_probs_at(source: Tensor | Composite, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:

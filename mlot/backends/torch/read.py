@@ -34,6 +34,11 @@ class Overwrite:
     def __init__(self) -> None:
         self.passes = 0
 
+    @property
+    def granted(self) -> bool:
+        """Whether no other pass needs the logits."""
+        return self.passes == 1
+
 
 class Request(NamedTuple):
     """What is to be read: the k heaviest columns or given ones ``(B, k)``, and tokens ``(B, T, K)``.
@@ -47,6 +52,29 @@ class Request(NamedTuple):
     ids: Tensor | None
     without: int = 0
     overwrite: Overwrite | None = None
+
+    def listed(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns and tokens, none of them where none are asked for."""
+        columns, ids = self.columns, self.ids
+        if columns is None:
+            columns = torch.empty((len(mask), 0), dtype=torch.long, device=mask.device)
+        if ids is None:
+            ids = torch.empty((*mask.shape, 0), dtype=torch.long, device=mask.device)
+        return columns.long(), ids.long()
+
+    def answered(
+        self,
+        columns: Tensor,
+        chosen: Tensor,
+        mass: Tensor,
+        kept: Tensor,
+        listed: Tensor,
+        log_totals: Tensor,
+    ) -> Reading:
+        """The reading, with the columns that were given or, if there are such, those that were chosen."""
+        if self.k is None:
+            return Reading(columns, None, kept, listed, log_totals)
+        return Reading(chosen, mass, kept, listed, log_totals)
 
 
 class Reading(NamedTuple):
@@ -152,7 +180,6 @@ class ReadRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         mask, columns, ids, top, log_totals, deviation, *tensors = ctx.saved_tensors
-        overwrite = ctx.overwrite is not None and ctx.overwrite.passes == 1
         results = read_rows_backward(
             ctx.layout.rows(tuple(tensors)),
             ctx.needs_input_grad[8:],
@@ -165,7 +192,7 @@ class ReadRows(torch.autograd.Function):
             ctx.settings,
             ctx.without,
             *gradients[2:],
-            overwrite=overwrite,
+            overwrite=ctx.overwrite is not None and ctx.overwrite.granted,
         )
         return (*(None,) * 8, *results)
 
