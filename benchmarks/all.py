@@ -12,16 +12,16 @@ RESULTS = Path(__file__).parent / "results"
 #: What is run: a name for the files, and the command. The sizes of a CUDA device are those of training.
 _EVERYWHERE = {
     "criterion": ["criterion"],
-    "criterion-2-threads": ["criterion", "--threads", "2"],
     "loss": ["loss"],
     "transport": ["transport"],
     "transport-2048": ["transport", "--batch", "1", "--length", "2048", "--repeats", "3"],
     "step": ["step", "--repeats", "3"],
     "sweep": ["sweep", "--repeats", "3"],
-    "align": ["align"],
 }
-_LARGE = ["--batch", "8", "--length", "1024", "--student-vocabulary", "128256", "--dtype", "bfloat16"]
+_ON_HOST = {"criterion-2-threads": ["criterion", "--threads", "2"], "align": ["align"]}
+_LARGE = ["--batch", "4", "--length", "1024", "--student-vocabulary", "128256", "--dtype", "bfloat16"]
 _ON_CUDA = {
+    "criterion-large": ["criterion", *_LARGE, "--teacher-vocabulary", "151936", "--hidden", "1024"],
     "loss-large": ["loss", *_LARGE, "--teacher-vocabulary", "151936"],
     "step-large": ["step", *_LARGE, "--teacher-vocabulary", "151936", "--width", "896", "--layers", "24"],
 }
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", help="names of the runs to do")
     options = parser.parse_args(arguments)
     kind = options.device.partition(":")[0]
-    runs = _EVERYWHERE | (_ON_CUDA if kind == "cuda" else {})
+    runs = _EVERYWHERE | (_ON_CUDA if kind == "cuda" else _ON_HOST)
     unknown = sorted(set(options.only or ()) - set(runs))
     if unknown:
         parser.error(f"--only: expected some of {', '.join(runs)}, got {', '.join(unknown)}")

@@ -22,7 +22,7 @@ import mlot.nn
 from benchmarks import libraries, plain, texts
 from benchmarks.contest import compare
 from benchmarks.contestant import Contestant, Findings, Row
-from benchmarks.inputs import predictions
+from benchmarks.inputs import Predictions, predictions
 from benchmarks.processes import compete_in_processes
 
 _YARDSTICK = "yardstick: three exponentials"
@@ -82,14 +82,17 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
     generator = torch.Generator().manual_seed(options.seed)
     labels = torch.randint(options.student_vocabulary, sizes, generator=generator).to(device)
     taught = torch.randint(options.teacher_vocabulary, sizes, generator=generator).to(device)
-    work = {"student": torch.empty_like(logits, requires_grad=False), "teacher": torch.empty_like(teacher)}
 
-    def yardstick() -> Tensor:
-        with torch.no_grad():
-            torch.exp(logits, out=work["student"])
-            torch.exp(teacher, out=work["teacher"])
-            torch.exp(logits, out=work["student"])
-        return work["student"].new_zeros(())
+    def yardstick() -> Callable[[], Tensor]:
+        room = torch.empty_like(logits, requires_grad=False), torch.empty_like(teacher)
+
+        def passes() -> Tensor:
+            with torch.no_grad():
+                for source, place in ((logits, 0), (teacher, 1), (logits, 0)):
+                    torch.exp(source, out=room[place])
+            return room[0].new_zeros(())
+
+        return passes
 
     def criterion(matching: str, source: Any = None, **settings: Any) -> Any:
         config = mlot.MultiLevelOTConfig(k=options.k, matching=matching)  # type: ignore[arg-type]
@@ -109,8 +112,9 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
     whole, uld, head = "the whole criterion, rank matching", "ULD", "from hidden states, rank matching"
     text = _text_entries(entry, options, logits) if options.text else []
     theirs = libraries.trl_uld("observed", aligned=False)
+    liger = libraries.liger_divergence()
     return [
-        entry(_YARDSTICK, _YARDSTICK, yardstick, wanted=(), claims=False, remark="no loss"),
+        entry(_YARDSTICK, _YARDSTICK, _later(yardstick), wanted=(), claims=False, remark="no loss"),
         entry("cross-entropy alone, plain", "cross-entropy", lambda: F.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), claims=False, remark="no distillation"),
         entry("mlot, rank", whole, criterion("rank"), ours=True),
@@ -122,10 +126,22 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
               "mlot, logits formed", wanted=(hidden, weight), ours=True),
         entry("mlot, logits formed", head, criterion("rank", lambda: hidden @ weight.mT),
               "mlot, logits formed", wanted=(hidden, weight), ours=True),
+        entry("Liger, KL", head, None if isinstance(liger, str) else _later(
+            lambda: _liger(options, liger, student, labels)), "mlot, logits formed", wanted=(hidden, weight),
+              claims=False, remark=liger if isinstance(liger, str) else "one vocabulary, no cross-entropy"),
         entry("mlot.uld", uld, lambda: mlot.uld(logits, teacher), "TRL ULDLoss", ours=True),
         entry("TRL ULDLoss", uld, None if isinstance(theirs, str) else lambda: theirs(logits, teacher),
               "TRL ULDLoss", remark=theirs if isinstance(theirs, str) else ""),
     ]  # fmt: skip
+
+
+def _liger(options: argparse.Namespace, criterion: Any, student: Predictions, labels: Tensor) -> Any:
+    """Liger's loss with a teacher that has the student's vocabulary."""
+    sizes = (options.batch, options.length, options.student_vocabulary, options.hidden)
+    hidden, weight = student.hidden, student.weight
+    teacher = predictions(*sizes, seed=options.seed + 2, dtype=hidden.dtype, device=hidden.device)
+    flat, taught = hidden.flatten(0, 1), teacher.hidden.flatten(0, 1)
+    return lambda: criterion(flat, weight, taught, teacher.weight, labels.flatten())
 
 
 def _text_entries(entry: Any, options: argparse.Namespace, logits: Tensor) -> list[Contestant]:

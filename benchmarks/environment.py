@@ -20,6 +20,8 @@ _PACKAGES = {
     "POT": "POT",
     "geomloss": "geomloss",
     "trl": "TRL",
+    "liger-kernel": "Liger",
+    "triton": "Triton",
 }
 
 

@@ -79,6 +79,20 @@ def trl_uld(strategy: str, *, aligned: bool) -> Forward:
     return forward
 
 
+def liger_divergence() -> Callable[..., Tensor] | str:
+    """Liger's fused KL divergence of two models with one vocabulary, or why there is none.
+
+    It takes hidden states ``(n, d)`` and head of the student, those of the teacher, and labels.
+    """
+    module = load("liger_kernel.transformers")
+    if isinstance(module, str):
+        return module
+    if not torch.cuda.is_available():
+        return "needs a GPU"
+    criterion: Callable[..., Tensor] = module.LigerFusedLinearJSD(jsd_beta=0.0)
+    return criterion
+
+
 #: Costs ``(B, T_t, T_s)``, the regularisation and the rounds, to values ``(B,)``.
 Values = Callable[[Tensor, float, int], Tensor] | str
 

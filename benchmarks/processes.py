@@ -18,7 +18,8 @@ from benchmarks.timing import once
 
 #: Makes the contestants of some options; the same in every process.
 Build = Callable[[argparse.Namespace], list[Contestant]]
-_TOLERANCE = 1e-4  # of values and norms in float32, between contestants of one quantity
+#: Of values and norms, between contestants of one quantity: those of lower precision round their logits.
+_TOLERANCES = {"float64": 1e-8, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
 
 
 def compete_in_processes(build: Build, options: argparse.Namespace, rows: Sequence[Row]) -> None:
@@ -54,7 +55,7 @@ def compete_in_processes(build: Build, options: argparse.Namespace, rows: Sequen
             pipe.close()
             process.join(timeout=5)
             process.terminate()
-    _agree(rows)
+    _agree(rows, _TOLERANCES[options.dtype])
 
 
 def _answer(pipe: Connection) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _answer(pipe: Connection) -> dict[str, Any]:
     return answer
 
 
-def _agree(rows: Sequence[Row]) -> None:
+def _agree(rows: Sequence[Row], tolerance: float) -> None:
     """Compare value and norm of the gradient with those of the first row of a quantity."""
     references: dict[str, Row] = {}
     for row in rows:
@@ -75,7 +76,7 @@ def _agree(rows: Sequence[Row]) -> None:
         row.is_reference = row is reference
         row.value_difference = _apart(row.value, reference.value)
         row.gradient_difference = _apart(row.gradient_norm, reference.gradient_norm)
-        row.agrees = max(row.value_difference, row.gradient_difference) <= _TOLERANCE
+        row.agrees = max(row.value_difference, row.gradient_difference) <= tolerance
 
 
 def _apart(one: float | None, other: float | None) -> float:
@@ -86,9 +87,9 @@ def _apart(one: float | None, other: float | None) -> float:
 
 def _work(build: Build, options: argparse.Namespace, name: str, pipe: Connection) -> None:
     torch.set_num_threads(options.threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     device = torch.device(options.device)
+    if device.type == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     contestant = next(each for each in build(options) if each.name == name)
     if contestant.forward is None:
         pipe.send({"status": contestant.remark})

@@ -34,30 +34,49 @@ def test_kernels_through_the_interpreter() -> None:
 
 
 COMPILED = {
-    "row_totals": {"INVERSE": 1 / 0.7, "INVERSE_EXTRA": 0.5, "EXTRA": True, "DOUBLED": True, "BLOCK": 256},
+    "row_totals": {
+        "INVERSE": 1 / 0.7, "INVERSE_EXTRA": 0.5, "EXTRA": True, "DOUBLED": True, "LEFT_OUT": 64, "BLOCK": 256
+    },
     "column_sums": {"INVERSE": 1.0, "ROWS": 8, "BLOCK": 64},
-    "row_gradient": {"INVERSE": 1.0, "INVERSE_EXTRA": 0.5, "EXTRA": True, "BLOCK": 256},
+    "row_gradient": {
+        "INVERSE": 1.0, "INVERSE_EXTRA": 0.5, "EXTRA": True, "LEFT_OUT": True, "BLOCK": 256
+    },
     "sinkhorn_rounds": {"INVERSE": 10.0, "HEIGHT": 16, "WIDTH": 16},
     "sinkhorn_rounds_back": {"INVERSE": 10.0, "HEIGHT": 16, "WIDTH": 16},
     "sinkhorn_half_round": {"INVERSE": 10.0, "ROWS": 16, "BLOCK": 32},
-}
+    "uld_counts": {"BLOCK": 256},
+    "uld_signs": {"SIDE": -1, "KEEP": True, "BLOCK": 256},
+    "uld_gradient": {"BLOCK": 256},
+}  # fmt: skip
+BITS = 5
+POINTERS = {
+    "mask": "*i1", "valid": "*i1", "left_out": "*i32", "starts": "*i64", "counts": "*i32", "table": "*i8",
+    "signs": "*i8", "places": "*i32", "distance": "*fp64", "edges": "*i64", "order": "*i64",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize(("logits", "inside"), [("bf16", "fp32"), ("fp64", "fp64")])
-def test_kernels_compile_for_a_gpu_that_is_not_here(name: str, logits: str, inside: str) -> None:
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_a_gpu_that_is_not_here(
+    name: str, logits: str, inside: str, capability: int
+) -> None:
     """The interpreter takes what the compiler refuses, so the compiler is asked as well."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mlot.backends.torch import triton_kernels
+    from mlot.backends.torch import triton_kernels, triton_uld
+    from mlot.backends.torch.uld_counts import constants_of
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("Triton was told to interpret")
-    kernel, constants = getattr(triton_kernels, name), COMPILED[name]
+    kernel = getattr(triton_uld if name.startswith("uld") else triton_kernels, name)
+    dtype = torch.float64 if inside == "fp64" else torch.float32
+    bins = zip(("FRACTION", "LOWEST", "HIGHEST"), constants_of(dtype, BITS), strict=True)
+    constants = COMPILED[name] | {key: value for key, value in bins if key in kernel.arg_names}
     numbers = {"stride_b", "stride_t", "stride_n", "stride_i", "stride_j", "rows", "length", "vocabulary"}
-    numbers |= {"batch", "height", "width", "rounds"}
+    numbers |= {"batch", "height", "width", "rounds", "count", "stride", "capacity"}
     signature = {}
     for argument in kernel.arg_names:
         if argument in constants:
@@ -65,10 +84,10 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(name: str, logits: str, insi
         elif argument in numbers:
             signature[argument] = "i32"
         else:
-            signature[argument] = {"mask": "*i1", "logits": f"*{logits}", "gradient": f"*{logits}"}.get(
-                argument, f"*{inside}"
-            )
-    compiled = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+            of_logits = {"logits": f"*{logits}", "gradient": f"*{logits}"}
+            signature[argument] = (POINTERS | of_logits).get(argument, f"*{inside}")
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(ASTSource(kernel, signature, constants), target=target)
     assert compiled.asm["cubin"]
 
 

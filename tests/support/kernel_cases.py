@@ -8,6 +8,10 @@ import torch
 
 import mlot
 from mlot.backends.torch import kernels as torch_kernels
+from mlot.backends.torch import ops as torch_ops
+from mlot.backends.torch import uld_kernels
+from mlot.backends.torch.read import Request
+from mlot.backends.torch.statistics import Settings
 from problems import as_numpy, assert_close, make_problem, rounding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,14 +22,16 @@ SHAPES = [(1, 1, 1, 1, 2), (2, 5, 4, 7, 16), (3, 4, 6, 33, 9), (1, 9, 3, 300, 13
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Names of the launchers that were called, so that no case passes without its kernel."""
     seen: set[str] = set()
-    for name in ("row_totals", "column_sums", "row_gradient", "rounds", "rounds_back"):
-        original = getattr(torch_kernels, name)
+    names = ("row_totals", "column_sums", "row_gradient", "rounds", "rounds_back")
+    places = [(torch_kernels, name) for name in names]
+    for module, name in [*places, (uld_kernels, "compare_rows"), (uld_kernels, "gradient_of")]:
+        original = getattr(module, name)
 
         def spy(*args: object, name: str = name, original: object = original, **kwargs: object) -> object:
             seen.add(name)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(torch_kernels, name, spy)
+        monkeypatch.setattr(module, name, spy)
     return seen
 
 
@@ -155,6 +161,118 @@ def test_sinkhorn(
     monkeypatch.setenv("MLOT_KERNELS", "eager")
     for got, expected in zip(gradients, compute()[1], strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("vocabulary", [4, 33, 5000])
+@pytest.mark.parametrize("extra", [(), (2.0,), (3.0,)])
+@pytest.mark.parametrize("listed", ["some", "none of a row", "all"])
+def test_sums_without_listed_tokens(
+    vocabulary: int,
+    extra: tuple[float, ...],
+    listed: str,
+    launched: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Columns, tokens that are left out of one sum, and tokens that are read only, some the same."""
+    if listed == "all":
+        vocabulary = min(vocabulary, 100)  # each costs the interpreter a loop's round
+    rng = np.random.default_rng(vocabulary)
+    shape, without = (2, 5, vocabulary), min(3, vocabulary)
+    logits = torch.from_numpy(rng.normal(scale=4, size=shape)).to(DEVICE)
+    ids = torch.from_numpy(
+        np.stack([rng.permutation(vocabulary)[:without] for _ in range(10)]).reshape(2, 5, -1)
+    )
+    ids[0, 1, 1:] = -1
+    if listed == "none of a row":
+        ids[1, 2:] = -1
+    elif listed == "all":  # nothing is left
+        without = vocabulary
+        ids = torch.arange(vocabulary).flip(0).expand(shape).clone()
+        logits[..., 1] = -torch.inf
+    ids = torch.cat([ids, torch.from_numpy(rng.integers(vocabulary, size=(2, 5, 2)))], 2).to(DEVICE)
+    columns = torch.tensor([[0, 2], [3, 1]], device=DEVICE)
+    mask = torch.from_numpy(rng.random((2, 5)) < 0.8).to(DEVICE)
+    request, settings = Request(None, columns, ids, without=without), Settings(1.0, extra, False)
+
+    def compute() -> tuple:
+        leaf = logits.clone().requires_grad_()
+        reading = torch_ops.read(leaf, mask, settings, request)
+        parts = [reading.kept, reading.listed.masked_fill(ids < 0, 0), reading.log_totals]
+        blank = ~mask
+        parts = [p.masked_fill(blank if p is parts[2] else blank[..., None], 0) for p in parts]
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        finite = [p.masked_fill(p.isinf(), 0) for p in parts]
+        total = sum(
+            (p * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=DEVICE)).sum()
+            for p in finite
+        )
+        return parts, torch.autograd.grad(total, leaf)[0]
+
+    parts, gradient = compute()
+    assert launched == {"row_totals", "row_gradient"}
+    monkeypatch.setenv("MLOT_KERNELS", "eager")
+    expected_parts, expected = compute()
+    for got, want in zip(parts, expected_parts, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert bool(gradient.isfinite().all())
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [(5, 9), (300, 130), (5000, 4097)])
+@pytest.mark.parametrize("sharpness", [0.0, 0.01, 3.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_uld(
+    widths: tuple[int, int],
+    sharpness: float,
+    dtype: torch.dtype,
+    launched: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pairs in any order, some of the same position; flat rows, whose bins decide nothing, and peaked ones."""
+    rng = np.random.default_rng(0)
+    sides = [
+        torch.from_numpy(sharpness * rng.normal(size=(2, 4, width))).to(DEVICE, dtype) for width in widths
+    ]
+    sides[0][1, 0] = float("nan")  # in no pair
+    pairs = torch.tensor([[[2, 1], [0, 3], [2, 0], [-1, -1]], [[3, 2], [1, 2], [-1, -1], [-1, -1]]])
+    masks = [torch.ones((2, 4), dtype=torch.bool, device=DEVICE) for _ in sides]
+    masks[0][0, 3] = False
+
+    def compute(kind: torch.dtype) -> tuple:
+        leaves = [side.to(kind).requires_grad_() for side in sides]
+        value = mlot.uld(
+            *leaves,
+            student_mask=masks[0],
+            teacher_mask=masks[1],
+            pairs=pairs.to(DEVICE),
+            reduction="none",
+        )
+        return value.detach(), torch.autograd.grad(value.sum(), leaves)
+
+    value, gradients = compute(dtype)
+    assert launched == {"row_totals", "compare_rows", "gradient_of"}
+    assert all(bool((gradient[1, 0] == 0).all()) for gradient in gradients[:1])
+    monkeypatch.setenv("MLOT_KERNELS", "eager")
+    want, exact = compute(torch.float64)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(value.double(), want.double(), rtol=tolerance, atol=tolerance)
+    if sharpness == 0.0 or dtype == torch.bfloat16:
+        return  # ties, between which either sign is right
+    for got, expected in zip(gradients, exact, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), expected, rtol=1e3 * tolerance, atol=tolerance)
+
+
+def test_uld_without_pairs_and_with_one_gradient(launched: set[str]) -> None:
+    student = torch.randn(1, 2, 30, dtype=torch.float64, device=DEVICE).requires_grad_()
+    teacher = torch.randn(1, 3, 20, dtype=torch.float64, device=DEVICE)
+    empty = torch.empty((1, 0, 2), dtype=torch.long, device=DEVICE)
+    for pairs in (empty, torch.full((1, 1, 2), -1, device=DEVICE)):
+        value = mlot.uld(student, teacher, pairs=pairs, reduction="sum")
+        (gradient,) = torch.autograd.grad(value, student)
+        assert float(value.detach()) == 0
+        assert bool((gradient == 0).all())
+    assert "gradient_of" in launched
 
 
 def test_kernels_can_be_switched_off(launched: set[str], monkeypatch: pytest.MonkeyPatch) -> None:

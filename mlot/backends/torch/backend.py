@@ -1,7 +1,8 @@
 """The training backend: torch, batched, differentiable, on the host and on accelerators.
 
 Computes in float32 for lower precisions and in float64 for float64, whatever autocast says. Nothing waits for
-the device but what needs the host: the optimal assignment, exact transport, a tolerance, and given pairs.
+the device but what needs the host: the optimal assignment, exact transport, a tolerance, given pairs, targets
+from the text, and ULD for the length of a list.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mlot.backends.torch import read as torch_read
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch import text as torch_text
 from mlot.backends.torch import topk as torch_topk
+from mlot.backends.torch import uld_kernels
 from mlot.backends.torch.costs import PairwiseL1, log_cost
 from mlot.backends.torch.read import Request
 from mlot.backends.torch.rows import SourceLayout, compute_dtype
@@ -295,9 +297,13 @@ class TorchBackend(Backend):
             for x in (*layouts[0].tensors, *layouts[1].tensors)
         )
         index = (b, i.clamp(min=0), j.clamp(min=0))
-        distances: Tensor = Uld.apply(  # type: ignore[no-untyped-call]
-            layouts[0].without_tensors(), layouts[1].without_tensors(), valid, index, *tensors
-        )
+        distances: Tensor
+        if uld_kernels.serve(student, teacher):
+            distances = uld_kernels.UldByKernels.apply(valid, index, *tensors)  # type: ignore[no-untyped-call]
+        else:
+            distances = Uld.apply(  # type: ignore[no-untyped-call]
+                layouts[0].without_tensors(), layouts[1].without_tensors(), valid, index, *tensors
+            )
         return distances.new_zeros(len(pairs)).index_add(0, b, distances)
 
     # -- the plan from the text --------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 They are used for CUDA tensors where Triton is installed, or for any tensors under Triton's interpreter
 (``TRITON_INTERPRET=1``), unless the environment variable ``MLOT_KERNELS`` is ``eager``. Standardised logits,
-heads, more than one further temperature and the student's side of the plan from the text take the eager
-operations.
+heads, more than one further temperature and targets of the plan from the text take the eager operations.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,13 +20,16 @@ SMALL_PROBLEM = 128 * 128
 
 
 @cache
-def _kernels() -> Any:
-    """The module of kernels, or nothing without Triton."""
+def module(name: str) -> Any:
+    """A module of kernels, or nothing without Triton."""
     try:
-        from mlot.backends.torch import triton_kernels
+        return import_module(f"mlot.backends.torch.{name}")
     except ImportError:
         return None
-    return triton_kernels
+
+
+def _kernels() -> Any:
+    return module("triton_kernels")
 
 
 def usable(tensor: Tensor) -> bool:
@@ -46,28 +49,41 @@ def usable(tensor: Tensor) -> bool:
 
 
 def row_totals(
-    logits: Tensor, mask: Tensor, temperatures: tuple[float, ...], dtype: torch.dtype
+    logits: Tensor,
+    mask: Tensor,
+    temperatures: tuple[float, ...],
+    dtype: torch.dtype,
+    left_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Largest logits ``(B, T)`` and log-sum-exps below them ``(1 or 2, B, T)``; 0 where masked out."""
+    """Largest logits ``(B, T)`` and log-sum-exps below them ``(1 or 2, B, T)``; 0 where masked out.
+
+    With tokens that are left out, ``(B, T, n)``, negative ones standing for none, there is one more sum at
+    the first temperature, without them.
+    """
     batch, length, vocabulary = logits.shape
     top = torch.empty((batch, length), dtype=dtype, device=logits.device)
-    totals = top.new_empty((len(temperatures), batch, length))
+    totals = top.new_empty((len(temperatures) + (left_out is not None), batch, length))
     base, extra = temperatures[0], temperatures[-1]
+    count = 0 if left_out is None else left_out.shape[2]
     if batch * length:
+        tokens = top if left_out is None else left_out.to(torch.int32).sort(2).values
         _kernels().row_totals[(batch * length,)](
             logits,
             mask.contiguous(),
+            tokens,
             top,
             totals,
             *logits.stride()[:2],
             batch * length,
             length,
             vocabulary,
+            count,
             INVERSE=1 / base,
             INVERSE_EXTRA=1 / extra,
             EXTRA=len(temperatures) == 2,
             DOUBLED=len(temperatures) == 2 and extra == 2 * base,
-            BLOCK=_block(vocabulary, 4096),
+            LEFT_OUT=_power(count) if count else 0,
+            BLOCK=block_size(vocabulary, 4096),
             num_warps=8,
         )
     return top, totals
@@ -78,7 +94,7 @@ def column_sums(logits: Tensor, mask: Tensor, top: Tensor, totals: Tensor, tempe
     batch, length, vocabulary = logits.shape
     mass = top.new_zeros((batch, vocabulary))
     if mass.numel() and length:
-        block = _block(vocabulary, 256)
+        block = block_size(vocabulary, 256)
         _kernels().column_sums[(batch, -(-vocabulary // block))](
             logits,
             mask.contiguous(),
@@ -89,7 +105,7 @@ def column_sums(logits: Tensor, mask: Tensor, top: Tensor, totals: Tensor, tempe
             length,
             vocabulary,
             INVERSE=1 / temperature,
-            ROWS=_block(length, 8),
+            ROWS=block_size(length, 8),
             BLOCK=block,
         )
     return mass
@@ -105,23 +121,23 @@ def row_gradient(
     *,
     overwrite: bool,
 ) -> Tensor:
-    """Sum over the temperatures of weights ``(1 or 2, B, T)`` times probabilities; zero where masked out.
+    """Sum of weights times probabilities, one ``(B, T)`` for each total; zero where masked out.
 
-    In the type of the logits, and in their memory if they may be overwritten and are contiguous.
+    A total beyond those of the temperatures is the one without some tokens, for which what is written does
+    not count. In the type of the logits, and in their memory if they may be overwritten and are contiguous.
     """
     batch, length, vocabulary = logits.shape
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if overwrite and logits.is_contiguous():
         gradient = logits.detach()
     if gradient.numel():
-        block = _block(vocabulary, 4096)
+        block = block_size(vocabulary, 4096)
         _kernels().row_gradient[(batch * length, -(-vocabulary // block))](
             logits,
             mask.contiguous(),
             top,
             totals,
-            weights[0].contiguous(),
-            weights[-1].contiguous(),
+            weights.contiguous(),
             gradient,
             *logits.stride()[:2],
             batch * length,
@@ -130,6 +146,7 @@ def row_gradient(
             INVERSE=1 / temperatures[0],
             INVERSE_EXTRA=1 / temperatures[-1],
             EXTRA=len(temperatures) == 2,
+            LEFT_OUT=len(totals) > len(temperatures),
             BLOCK=block,
             num_warps=8,
         )
@@ -160,7 +177,14 @@ def rounds(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, n_iter: int) -> t
     for n in range(n_iter):
         for weight, other, out, layout in ((a, v, us[n], by_rows), (b, us[n], vs[n], by_columns)):
             _kernels().sinkhorn_half_round[(batch, -(-layout[3] // 16))](
-                cost, weight, other, out, *layout, INVERSE=1 / epsilon, ROWS=16, BLOCK=_block(layout[4], 128)
+                cost,
+                weight,
+                other,
+                out,
+                *layout,
+                INVERSE=1 / epsilon,
+                ROWS=16,
+                BLOCK=block_size(layout[4], 128),
             )
         v = vs[n]
     return us, vs
@@ -187,5 +211,6 @@ def _power(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def _block(size: int, most: int) -> int:
+def block_size(size: int, most: int) -> int:
+    """Number of entries that one program takes at a time."""
     return min(_power(size), most)

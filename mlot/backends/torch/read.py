@@ -219,10 +219,11 @@ def read_rows_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the source from those of the logits that were read and of the normalisers."""
     g_kept, g_listed, nu = masked_gradients(mask, ids, g_kept, g_listed, nu)
-    if kernels_serve(rows, settings) and not without:
-        weights = nu / _column(settings.temperatures, nu)
+    if kernels_serve(rows, settings):
+        temperatures = (*settings.temperatures, settings.temperature)[: len(nu)]
+        weights = nu / _column(temperatures, nu)
         gradient = _backward_by_kernels(
-            rows, mask, columns, ids, top, log_totals, settings, g_kept, g_listed, weights, overwrite
+            rows, mask, columns, ids, top, log_totals, settings, without, g_kept, g_listed, weights, overwrite
         )
         return (gradient,)
     slope = slope_of(rows, columns, ids, top, log_totals, deviation, settings, without, g_kept, g_listed, nu)
@@ -332,6 +333,7 @@ def _backward_by_kernels(
     top: Tensor,
     log_totals: Tensor,
     settings: Settings,
+    without: int,
     g_kept: Tensor,
     g_listed: Tensor,
     weights: Tensor,
@@ -339,10 +341,18 @@ def _backward_by_kernels(
 ) -> Tensor:
     """The kernel writes what all columns have in common, then those that were read are written whole."""
     index = torch.cat([columns[:, None].expand(-1, mask.shape[1], -1), ids.clamp(min=0)], 2)
-    entries = _sums_by_index(index, torch.cat([g_kept, g_listed], 2))
+    values = torch.cat([g_kept, g_listed], 2)
+    left_out = torch.zeros_like(values)
+    first = columns.shape[1]
+    left_out[..., first : first + without] = ids[..., :without] >= 0
+    entries, left_out = _sums_by_index(index, torch.stack([values, left_out]))
     below = rows.logits.gather(2, index).to(rows.dtype).sub_(top[..., None])
-    for weight, total, temperature in zip(weights, log_totals, settings.temperatures, strict=True):
-        entries += weight[..., None] * (below / temperature - total[..., None]).exp()
+    for n, temperature in enumerate(settings.temperatures):
+        entries += weights[n][..., None] * (below / temperature - log_totals[n][..., None]).exp()
+    if without:
+        counts = (left_out == 0) & (weights[-1][..., None] != 0)
+        power = (below / settings.temperature - log_totals[-1][..., None]).exp()
+        entries += torch.where(counts, power * weights[-1][..., None], 0)
     gradient = torch_kernels.row_gradient(
         rows.logits, mask, top, log_totals, weights, settings.temperatures, overwrite=overwrite
     )
@@ -351,11 +361,11 @@ def _backward_by_kernels(
 
 
 def _sums_by_index(index: Tensor, values: Tensor) -> Tensor:
-    """For each entry the sum of the values of all entries of its row with the same index."""
+    """For each entry ``(B, T, n)`` the sums ``(m, B, T, n)`` of all of its row with the same index."""
     if not index.numel():
         return values
     ordered, order = index.sort(-1)
     new = torch.ones_like(ordered)
     new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    group = torch.empty_like(new).scatter_(2, order, new.cumsum(-1) - 1)
-    return torch.zeros_like(values).scatter_add_(2, group, values).gather(2, group)
+    group = torch.empty_like(new).scatter_(2, order, new.cumsum(-1) - 1).expand_as(values)
+    return torch.zeros_like(values).scatter_add_(3, group, values).gather(3, group)

@@ -58,8 +58,8 @@ def reduce_rows(
     the listed tokens. It is a sum of what is left, not a difference, which would be rounded away. The
     deviation, if the rows are to be standardised, is computed where it is not given.
     """
-    if kernels_serve(rows, settings) and not without:
-        return _reduce_rows_by_kernels(rows, mask, settings, ids, sums=sums)
+    if kernels_serve(rows, settings):
+        return _reduce_rows_by_kernels(rows, mask, settings, ids, sums=sums, without=without)
     batch, length, vocabulary = rows.shape
     top = torch.zeros((batch, length), dtype=rows.dtype, device=rows.device)
     log_totals = top.new_ones((1 + len(settings.extra) + bool(without), batch, length))
@@ -131,10 +131,11 @@ def kernels_serve(rows: RowSource, settings: Settings) -> TypeGuard[DenseRows]:
 
 
 def _reduce_rows_by_kernels(
-    rows: DenseRows, mask: Tensor, settings: Settings, ids: Tensor, *, sums: bool
+    rows: DenseRows, mask: Tensor, settings: Settings, ids: Tensor, *, sums: bool, without: int
 ) -> RowStatistics:
     logits = rows.logits
-    top, log_totals = torch_kernels.row_totals(logits, mask, settings.temperatures, rows.dtype)
+    left_out = ids[..., :without] if without else None
+    top, log_totals = torch_kernels.row_totals(logits, mask, settings.temperatures, rows.dtype, left_out)
     mass = None
     if sums:
         mass = torch_kernels.column_sums(logits, mask, top, log_totals[0], settings.temperature)

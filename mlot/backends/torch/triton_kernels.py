@@ -2,7 +2,8 @@
 
 Everything is computed in the type of the normalisers (float32, or float64 for float64 logits); low
 precision is upcast as it is loaded. Factors are constants of a kernel, since Triton passes numbers as
-float32. No kernel uses atomics, so results repeat bit by bit. Rows that the mask excludes are not read.
+float32. Results repeat bit by bit: nothing is added
+by atomics but integers. Rows that the mask excludes are not read.
 Arguments carry no types: Triton reads annotations as its own.
 """
 
@@ -14,6 +15,7 @@ import triton.language as tl
 def row_totals(
     logits,
     mask,
+    left_out,
     top,
     totals,
     stride_b,
@@ -21,15 +23,19 @@ def row_totals(
     rows,
     length,
     vocabulary,
+    count,
     INVERSE: tl.constexpr,
     INVERSE_EXTRA: tl.constexpr,
     EXTRA: tl.constexpr,
     DOUBLED: tl.constexpr,
+    LEFT_OUT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Largest logit of a row, and log-sum-exps of what lies below it at one or two temperatures.
 
-    One program for each row; both sums are kept relative to the largest logit so far.
+    One program for each row; all sums are kept relative to the largest logit so far. If LEFT_OUT, the power
+    of two that is not below their count, is not 0, there is one more sum at the first temperature, without
+    the tokens of the row that are left out, which come in ascending order.
     """
     row = tl.program_id(0).to(tl.int64)
     start = logits + (row // length) * stride_b + (row % length) * stride_t
@@ -38,6 +44,11 @@ def row_totals(
     highest = tl.full((), -float("inf"), dtype)
     first = tl.zeros((), dtype)
     second = tl.zeros((), dtype)
+    rest = tl.zeros((), dtype)
+    if LEFT_OUT:
+        place = tl.arange(0, LEFT_OUT)
+        tokens = tl.load(left_out + row * count + place, mask=place < count, other=2147483647)
+    passed = 0
     for offset in range(0, width, BLOCK):
         at = offset + tl.arange(0, BLOCK)
         z = tl.load(start + at, mask=at < width, other=-float("inf")).to(dtype)
@@ -47,19 +58,32 @@ def row_totals(
         step = highest - reference
         if DOUBLED:
             root = tl.exp(below * INVERSE_EXTRA)
+            power = root * root
             shrink = tl.exp(step * INVERSE_EXTRA)
-            first = first * shrink * shrink + tl.sum(root * root, 0)
             second = second * shrink + tl.sum(root, 0)
+            shrink *= shrink
         else:
-            first = first * tl.exp(step * INVERSE) + tl.sum(tl.exp(below * INVERSE), 0)
+            power = tl.exp(below * INVERSE)
+            shrink = tl.exp(step * INVERSE)
             if EXTRA:
                 second = second * tl.exp(step * INVERSE_EXTRA) + tl.sum(tl.exp(below * INVERSE_EXTRA), 0)
+        first = first * shrink + tl.sum(power, 0)
+        if LEFT_OUT:
+            upto = tl.sum((tokens < offset + BLOCK).to(tl.int32), 0)
+            for n in range(passed, upto):  # each of them is in one block
+                power = tl.where(at == tl.load(left_out + row * count + n), 0.0, power)
+            rest = rest * shrink + tl.sum(power, 0)
+            passed = upto
         highest = above
     empty = width == 0
     tl.store(top + row, tl.where(empty, 0.0, highest))
     tl.store(totals + row, tl.where(empty, 0.0, tl.log(tl.where(empty, 1.0, first))))
     if EXTRA:
         tl.store(totals + rows + row, tl.where(empty, 0.0, tl.log(tl.where(empty, 1.0, second))))
+    if LEFT_OUT:
+        last = (2 if EXTRA else 1) * rows
+        nothing = tl.where(empty, 0.0, -float("inf"))
+        tl.store(totals + last + row, tl.where(rest > 0, tl.log(tl.where(rest > 0, rest, 1.0)), nothing))
 
 
 @triton.jit
@@ -105,8 +129,7 @@ def row_gradient(
     mask,
     top,
     totals,
-    weight,
-    extra_weight,
+    weights,
     gradient,
     stride_b,
     stride_t,
@@ -116,9 +139,10 @@ def row_gradient(
     INVERSE: tl.constexpr,
     INVERSE_EXTRA: tl.constexpr,
     EXTRA: tl.constexpr,
+    LEFT_OUT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of a row but for the columns that were read, p w + p' w'; 0 where the mask excludes it.
+    """Gradient of a row but for the columns that were read, the sum of p w; 0 where the mask excludes it.
 
     One program for each row and block of columns. The gradient is contiguous, and may be the logits' memory.
     """
@@ -129,9 +153,15 @@ def row_gradient(
     start = logits + (row // length) * stride_b + (row % length) * stride_t
     z = tl.load(start + at, mask=(at < vocabulary) & valid, other=-float("inf")).to(dtype)
     below = z - tl.load(top + row)
-    value = tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(weight + row)
+    value = tl.exp(below * INVERSE - tl.load(totals + row)) * tl.load(weights + row)
     if EXTRA:
-        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(extra_weight + row)
+        value += tl.exp(below * INVERSE_EXTRA - tl.load(totals + rows + row)) * tl.load(weights + rows + row)
+    if LEFT_OUT:
+        last = (2 if EXTRA else 1) * rows + row
+        weight = tl.load(weights + last)
+        total = tl.where(weight == 0, 0.0, tl.load(totals + last))
+        # Only what was left out can be above, and that is not for this kernel to write.
+        value += tl.exp(tl.minimum(below * INVERSE - total, 0.0)) * weight
     value = tl.where(valid, value, 0.0)
     tl.store(gradient + row * vocabulary + at, value.to(gradient.dtype.element_ty), mask=at < vocabulary)
 

@@ -33,7 +33,7 @@ class Signs(NamedTuple):
     def spread(self, bins: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
         """``factor (sign - shift)`` of every probability, given its bin; both are ``(R, 1)``."""
         table = self.table.to(factor.dtype).sub_(shift).mul_(factor)
-        values = table.flatten().index_select(0, bins.flatten())
+        values = table.flatten().index_select(0, flat(bins, self.table.shape[1]))
         listed = self.listed.long()
         row = listed // bins.shape[1]
         exact = self.signs.to(factor.dtype).sub_(shift[row, 0]).mul_(factor[row, 0])
@@ -45,66 +45,101 @@ def fraction_bits(vocabulary: int) -> int:
     return min(max((vocabulary // 256).bit_length() - 1, 0), 9)
 
 
+def number_of_bins(bits: int) -> int:
+    """Bins of a row."""
+    return (_OCTAVES << bits) + 1
+
+
+def constants_of(dtype: torch.dtype, bits: int) -> tuple[int, int, int]:
+    """By how many places a float is shifted, what is subtracted then, and the number of the highest bin."""
+    _, fraction, bias = _BITS[dtype]
+    return fraction - bits, (bias - _OCTAVES) << bits, _OCTAVES << bits
+
+
 def bins_of(probs: Tensor, bits: int) -> Tensor:
-    """Bin of each probability ``(R, V)``, ascending, counted on from row to row."""
-    integers, fraction, bias = _BITS[probs.dtype]
-    bins = probs.view(integers) >> (fraction - bits)
-    bins.sub_((bias - _OCTAVES) << bits).clamp_(0, _OCTAVES << bits)  # no number is somewhere, too
+    """Bin of each probability, ascending."""
+    places, lowest, highest = constants_of(probs.dtype, bits)
+    bins = probs.view(_BITS[probs.dtype][0]) >> places
+    return bins.sub_(lowest).clamp_(0, highest)  # no number is somewhere, too
+
+
+def flat(bins: Tensor, width: int) -> Tensor:
+    """Bins ``(R, V)`` counted on from row to row, ``(R V,)``."""
     if len(bins) > 1:
-        rows = torch.arange(len(bins), dtype=integers, device=bins.device)
-        bins.add_(rows[:, None] * _width(bits))
-    return bins
+        bins = bins + torch.arange(len(bins), dtype=bins.dtype, device=bins.device)[:, None] * width
+    return bins.flatten()
+
+
+class Comparison(NamedTuple):
+    """What the counts of both sides say about each bin.
+
+    Attributes:
+        table: signs of the first side, ``(R, bins)`` int8, 0 where a bin does not decide; the other's are
+            their negatives.
+        above: probabilities of each side in higher bins.
+        undecided: probabilities of each side up to a bin's end, in this row, where bins do not decide.
+    """
+
+    table: Tensor
+    above: tuple[Tensor, Tensor]
+    undecided: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, counts: tuple[Tensor, Tensor], widths: tuple[int, int]) -> Comparison:
+        """Compare counts ``(R, bins)`` of rows of so many probabilities."""
+        first, second = (
+            width - count.cumsum(1, dtype=count.dtype) for count, width in zip(counts, widths, strict=True)
+        )
+        table = (
+            (first >= second + counts[1]).to(torch.int8).sub_((second >= first + counts[0]).to(torch.int8))
+        )
+        ends = [(count * (table == 0)).cumsum(1, dtype=count.dtype) for count in counts]
+        return cls(table, (first, second), (ends[0], ends[1]))
+
+    def signs(self, values: tuple[Tensor, Tensor], bits: int) -> list[Tensor]:
+        """Signs int8 of the undecided probabilities ``(R, n)`` of each side, padded with infinities."""
+        ordered = [side.sort(1) for side in values]
+        result = []
+        for own, other in ((0, 1), (1, 0)):
+            ascending, order = ordered[own]
+            among = ordered[other].values
+            which = bins_of(ascending, bits).long()
+            position = torch.arange(order.shape[1], device=order.device)
+            rank = (self.above[own] + self.undecided[own]).gather(1, which) - position  # from 1
+            rest = (self.above[other] + self.undecided[other]).gather(1, which)
+            as_large = rest - torch.searchsorted(among, ascending)
+            larger = rest - torch.searchsorted(among, ascending, right=True)
+            sign = (rank > as_large).to(torch.int8) - (larger >= rank).to(torch.int8)
+            result.append(torch.empty_like(sign).scatter_(1, order, sign))
+        return result
 
 
 def compare(probs: tuple[Tensor, Tensor], bins: tuple[Tensor, Tensor], bits: int) -> list[Signs]:
     """Signs of both sides, whose ``sign(p) p`` add up to the distance of each row."""
-    rows = len(bins[0])
-    counts = [side.flatten().bincount(minlength=rows * _width(bits)).view(rows, -1) for side in bins]
-    above = [side.shape[1] - count.cumsum(1) for side, count in zip(bins, counts, strict=True)]
-    ahead = (above[0] >= above[1] + counts[1]).to(torch.int8)
-    table = ahead.sub_((above[1] >= above[0] + counts[0]).to(torch.int8))
-    listed = [(table.flatten().index_select(0, side.flatten()) == 0).nonzero().flatten() for side in bins]
-    places = [
-        _places(p, side, index, count * (table == 0))
-        for p, side, index, count in zip(probs, bins, listed, counts, strict=True)
+    rows, width = len(bins[0]), number_of_bins(bits)
+    number = [flat(side, width) for side in bins]
+    counts = [each.bincount(minlength=rows * width).view(rows, -1) for each in number]
+    comparison = Comparison.of((counts[0], counts[1]), (bins[0].shape[1], bins[1].shape[1]))
+    undecided = comparison.table.flatten() == 0
+    listed = [undecided.index_select(0, each).nonzero().flatten() for each in number]
+    places = [_padded(index, p) for index, p in zip(listed, probs, strict=True)]
+    padded = [
+        p.new_full((rows, int(columns.amax() + 1) if len(columns) else 0), torch.inf).index_put_(
+            (row, columns), p.flatten()[index]
+        )
+        for p, index, (row, columns) in zip(probs, listed, places, strict=True)
     ]
-    # Values become ranks among those listed, so that a row and a value make one number.
-    ranks = torch.unique(torch.cat([each.values for each in places]), return_inverse=True)[1]
-    keys = [
-        each.row * len(ranks) + rank
-        for each, rank in zip(places, ranks.split([len(each.row) for each in places]), strict=True)
+    signs = comparison.signs((padded[0], padded[1]), bits)
+    return [
+        Signs(table, index.to(torch.int32), sign[place])
+        for table, index, sign, place in zip(
+            (comparison.table, -comparison.table), listed, signs, places, strict=True
+        )
     ]
-    ordered = [key.sort() for key in keys]
-    signs = []
-    for own, other in ((0, 1), (1, 0)):
-        sorted_keys, order = ordered[own]
-        which = places[own].bin[order]
-        position = torch.arange(len(order), device=order.device)
-        rank = above[own].flatten()[which] + places[own].end[which] - position  # from 1
-        rest = above[other].flatten()[which] + places[other].end[which]
-        as_large = rest - torch.searchsorted(ordered[other].values, sorted_keys)
-        larger = rest - torch.searchsorted(ordered[other].values, sorted_keys, right=True)
-        sign = (rank > as_large).to(torch.int8) - (larger >= rank).to(torch.int8)
-        signs.append(torch.empty_like(sign).index_copy_(0, order, sign))
-    first, second = (index.to(torch.int32) for index in listed)
-    return [Signs(table, first, signs[0]), Signs(-table, second, signs[1])]
 
 
-class _Places(NamedTuple):
-    values: Tensor
-    row: Tensor
-    bin: Tensor
-    end: Tensor  # of each bin: how many are listed up to its end
-
-
-def _places(probs: Tensor, bins: Tensor, index: Tensor, counts: Tensor) -> _Places:
-    return _Places(
-        probs.flatten()[index],
-        index // bins.shape[1],
-        bins.flatten()[index].long(),
-        counts.flatten().cumsum(0),
-    )
-
-
-def _width(bits: int) -> int:
-    return (_OCTAVES << bits) + 1
+def _padded(index: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Row, and place among those of its row, of some flat indices in ascending order."""
+    row = index // probs.shape[1]
+    starts = torch.searchsorted(row, torch.arange(len(probs), device=row.device))
+    return row, torch.arange(len(row), device=row.device) - starts[row]
