@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+#: Width of a vocabulary that is not known, where a supposition about the tail needs one.
+SUPPOSED_VOCABULARY = 1 << 16
+
 
 class Listed(Protocol):
     """What is asked of a `mlot.TopKLogprobs` of NumPy arrays."""

@@ -37,9 +37,14 @@ class TopKLogprobs(Composite):
     the first of which is the least and the second the most for :math:`r < 1` (:math:`\tau > \tau_0`), and the
     reverse for :math:`r > 1`: the tail at another temperature is **not** known, and what ``tail`` supposes is
 
-    - ``"zero"``: absent columns have probability 0 and the kept ones keep theirs, a sub-probability. It adds
-      nothing to what is known, and errs on one side only, hence the default. At other temperatures the
-      missing mass is as concentrated as it can be, :math:`S = m\,\min(p_K, m)^{r-1}`.
+    - ``"fitted"``: absent columns have probability 0 in traces and the kept ones keep theirs, a
+      sub-probability. At other temperatures the absent are supposed to fall off as a power of their rank from
+      the least kept one on, :math:`p_K (x / K)^{-s}` at rank :math:`x`, with the one :math:`s` for which they
+      share :math:`m`; :math:`S` is the sum of their powers. That is how the predictions of language models
+      look (`test_fitted_tail_on_a_real_teacher`), hence the default. Where ``vocab_size`` is not known,
+      65,536 stands for it.
+    - ``"zero"``: the same, but at other temperatures the missing mass is as concentrated as it can be,
+      :math:`S = m\,\min(p_K, m)^{r-1}`: it errs on one side only.
     - ``"renormalize"``: the kept are divided by their sum; :math:`S = 0` and no mass is missing at any
       temperature.
     - ``"uniform"``: each absent column has :math:`m / A`, and :math:`S = A\,(m / A)^r`. Needs ``vocab_size``.
@@ -55,7 +60,7 @@ class TopKLogprobs(Composite):
         logprobs: natural log-probabilities, ``(B, T, K)``; what stands beside an id of -1 is not read. Minus
             infinity is a probability of 0.
         vocab_size: width of the teacher's vocabulary, or ``None`` if it is not known.
-        tail: ``"zero"``, ``"renormalize"`` or ``"uniform"``.
+        tail: ``"fitted"``, ``"zero"``, ``"renormalize"`` or ``"uniform"``.
         temperature: temperature that ``logprobs`` were taken at.
 
     Raises:
@@ -77,7 +82,7 @@ class TopKLogprobs(Composite):
     ids: Array
     logprobs: Array
     vocab_size: int | None = None
-    tail: Tail = "zero"
+    tail: Tail = "fitted"
     temperature: float = 1.0
     _width: int = field(init=False, default=0)
 
@@ -90,7 +95,7 @@ class TopKLogprobs(Composite):
 
     def __post_init__(self) -> None:
         _checks.count("vocab_size", self.vocab_size, allow_none=True)
-        _checks.choice("tail", self.tail, ("zero", "renormalize", "uniform"))
+        _checks.choice("tail", self.tail, ("fitted", "zero", "renormalize", "uniform"))
         _checks.divisor("temperature", self.temperature)
         if self.tail == "uniform" and self.vocab_size is None:
             raise ValueError(
@@ -121,7 +126,7 @@ class TopKLogprobs(Composite):
     def trusted(ids: Array, logprobs: Array, *, vocab_size: int, temperature: float) -> TopKLogprobs:
         """Make one of arrays that are known to be in order; nothing is checked."""
         made = object.__new__(TopKLogprobs)
-        values = {"tail": "zero", "temperature": temperature, "_width": vocab_size}
+        values = {"tail": "fitted", "temperature": temperature, "_width": vocab_size}
         for name, value in {"ids": ids, "logprobs": logprobs, "vocab_size": vocab_size, **values}.items():
             object.__setattr__(made, name, value)
         return made

@@ -120,8 +120,10 @@ def _require(manifest: Manifest, source: Any, count: int) -> None:
     given = {name: getattr(source, name) for name in _SETTINGS[manifest.keep]}
     if isinstance(source, TopKLogprobs):
         given = {"k": source.ids.shape[2], **given}
-        if source.tail != "zero":
-            raise ValueError(f"traces: expected tail='zero', which is how they are read, got {source.tail!r}")
+        if source.tail != "fitted":
+            raise ValueError(
+                f"traces: expected tail='fitted', which is how they are read, got {source.tail!r}"
+            )
     if "extra_temperatures" in given:
         given["extra_temperatures"] = tuple(given["extra_temperatures"])
     for name, got in given.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import brentq
 
 from mlot._typing import Tail
 from mlot.testing import _oracle as oracle
@@ -12,7 +13,7 @@ from mlot.testing._selection import heaviest_error
 from mlot.testing._subject import Errors, MismatchError, Subject, error_of, exactly
 from mlot.topk import TopKLogprobs
 
-_TAILS: tuple[Tail, ...] = ("zero", "renormalize", "uniform")
+_TAILS: tuple[Tail, ...] = ("fitted", "zero", "renormalize", "uniform")
 
 
 def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> Errors:
@@ -21,7 +22,7 @@ def check_select_sparse(subject: Subject, rng: np.random.Generator, n: int) -> E
     mask = problem.teacher.mask
     vocabulary = int(problem.teacher.logits().shape[2])
     ids, logprobs = _likeliest(rng, problem, vocabulary, base := (1.0, 0.7)[n % 2])
-    for tail, width in ((_TAILS[n % 3], vocabulary), (_TAILS[(n + 1) % 2], None)):
+    for tail, width in ((_TAILS[n % 4], vocabulary), (_TAILS[(n + 1) % 3], None)):
         source = TopKLogprobs(subject.array(ids), subject.array(logprobs), width, tail, base)
         wide = vocabulary if width is not None else max(int(ids.max()) + 1, 1)
         k = min(problem.k, wide)
@@ -100,9 +101,34 @@ def _completed(
         elif tail == "zero" and missing > 0:
             largest = min(max(min(entries.values()), missing / absent), missing)  # of the absent
             total += missing * largest ** (ratio - 1)
+        elif tail == "fitted" and missing > 0:
+            least = min(entries.values())
+            many = absent if known else max(2**16 - len(entries), missing / max(least, 1e-30))
+            total += _fitted(missing, least, len(entries), many, ratio)
         if ratio == 1 and tail != "renormalize":
             total = 1.0
         probs[b, t] = share / total
         for i, power in powers.items():
             probs[b, t, i] = power / total
     return probs
+
+
+def _fitted(missing: float, least: float, kept: int, absent: float, ratio: float) -> float:
+    """Sum of powers of absent probabilities that fall off as a power of their rank and share a mass."""
+    largest = max(least, missing / absent)
+    first, last = 1 + 0.5 / kept, (kept + absent + 0.5) / kept
+
+    def integral(s: float) -> float:
+        if abs(s - 1) < 1e-9:
+            return kept * float(np.log(last / first))
+        return float(kept * (first ** (1 - s) - last ** (1 - s)) / (s - 1))
+
+    def excess(s: float) -> float:
+        return float(np.log(largest * integral(s) / missing))
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    s = float(brentq(excess, 0.0, high, xtol=1e-13)) if excess(0.0) > 0 else 0.0
+    ends = sorted((missing * min(largest, missing) ** (ratio - 1), absent * (missing / absent) ** ratio))
+    return float(min(max(largest**ratio * integral(ratio * s), ends[0]), ends[1]))

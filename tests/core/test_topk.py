@@ -14,7 +14,7 @@ import mlot
 import mlot.nn
 from problems import BACKENDS, as_numpy, assert_close, configs, make_problem, problems, rounding
 
-TAILS = ("zero", "renormalize", "uniform")
+TAILS = ("fitted", "zero", "renormalize", "uniform")
 TERMS = ("loss", "had", "sl", "sd")
 
 
@@ -345,7 +345,7 @@ def test_what_stands_beside_no_token_is_not_read() -> None:
         np.testing.assert_allclose(
             np.exp(mlot.select(source, k=4).column_mass), [[np.exp(0.7), np.exp(0.6), 1, 1]]
         )
-    assert "K=2, vocab_size=4, tail='zero'" in repr(source)
+    assert "K=2, vocab_size=4, tail='fitted'" in repr(source)
 
 
 def test_nothing_at_all() -> None:
@@ -360,6 +360,7 @@ def test_nothing_at_all() -> None:
     "tail, vocabulary, want",
     [
         ("uniform", 4, [0.25, 0.09, 0.01, 0.01]),
+        ("fitted", 4, [0.25, 0.09, 0.01, 0.01]),
         ("zero", 4, [0.25, 0.09, 0.01, 0.01]),
         ("renormalize", 4, [0.25, 0.09, 0.01, 0.0]),
     ],

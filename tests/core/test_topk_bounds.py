@@ -36,7 +36,11 @@ class Case(NamedTuple):
 
 
 def truncated(
-    logits: np.ndarray, k: np.ndarray | int, tail: str = "zero", known: bool = True, temperature: float = 1.0
+    logits: np.ndarray,
+    k: np.ndarray | int,
+    tail: str = "fitted",
+    known: bool = True,
+    temperature: float = 1.0,
 ) -> mlot.TopKLogprobs:
     """The k likeliest tokens of each position, k differing by position if it is an array."""
     logs = logits / temperature - np.logaddexp.reduce(logits / temperature, axis=2, keepdims=True)
@@ -58,7 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
         logits[:, :, 0] += 5.0  # one column that is heavy everywhere
     k = rng.integers(1, v_t + 1, size=(batch, t_t)) if draw(st.booleans()) else draw(st.integers(1, v_t))
     known = draw(st.booleans())
-    tail = draw(st.sampled_from(["zero", "renormalize"] + (["uniform"] if known else [])))
+    tail = draw(st.sampled_from(["fitted", "zero", "renormalize"] + (["uniform"] if known else [])))
     teacher = truncated(logits, k, tail, known, draw(st.sampled_from([1.0, 1.0, 0.5, 2.0])))
     student = draw(st.sampled_from([0.5, 4.0])) * rng.normal(size=(batch, t_s, v_s))
     masks = [random_mask(rng, batch, t, draw(st.sampled_from(["none", "gaps", "right"]))) for t in (t_s, t_t)]
@@ -146,7 +150,7 @@ def test_certain_columns_are_those_of_the_whole(case: Case, config: mlot.MultiLe
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("tail", ["zero", "renormalize", "uniform"])
+@pytest.mark.parametrize("tail", ["fitted", "zero", "renormalize", "uniform"])
 def test_bounds_vanish_where_every_token_is_listed(tail: str, temperature: float) -> None:
     """And on the way they fall: each doubling of K leaves less."""
     rng = np.random.default_rng(0)

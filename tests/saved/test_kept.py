@@ -252,7 +252,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             "likeliest",
             replace(likeliest, tail="renormalize"),
             ValueError,
-            "^traces: expected tail='zero', which",
+            "^traces: expected tail='fitted', which",
         ),
         ("targets", replace(targets, rest=targets.rest[:, 1:]), ValueError, r"^traces.rest: expected \(2, "),
         (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlot._intervals import rounding
+from mlot._intervals import SUPPOSED_VOCABULARY, rounding
 from mlot.backends.torch.rows import compute_dtype
 from mlot.backends.torch.statistics import heaviest_columns
 from mlot.topk import TopKLogprobs
@@ -84,12 +84,49 @@ def _normalizer(
     if source.tail == "uniform":
         each = missing / absent.clamp(min=1)
         normalizer = torch.logaddexp(normalizer, absent.log() + ratio * each.log())
-    elif source.tail == "zero":
-        least = logs.masked_fill(torch.isneginf(logs) & (source.ids < 0), 0)
-        cap = least.amin(-1).exp() if logs.shape[-1] else torch.ones_like(missing)
-        cap = torch.maximum(cap, missing / absent.clamp(min=1)).minimum(missing).clamp(min=1e-30)
-        normalizer = torch.logaddexp(normalizer, missing.log() + (ratio - 1) * cap.log())
+    elif source.tail != "renormalize":
+        here = source.ids >= 0
+        kept = here.sum(-1).double()
+        least = logs.masked_fill(~here, 0).amin(-1).exp() if logs.shape[-1] else torch.ones_like(missing)
+        if source.tail == "fitted" and source.vocab_size is None:
+            needed = missing / least.clamp(min=1e-30)
+            absent = (SUPPOSED_VOCABULARY - kept).to(missing.dtype).maximum(needed)
+        cap = torch.maximum(least, missing / absent.clamp(min=1))
+        tail = missing.log() + (ratio - 1) * cap.minimum(missing).clamp(min=1e-30).log()
+        if source.tail == "fitted":
+            spread = absent.log() + ratio * (missing / absent.clamp(min=1)).log()
+            none = missing == 0
+            log_mass, log_cap = (x.double().masked_fill(none, 1).log() for x in (missing, cap))
+            fitted = _power_law(log_mass, log_cap, kept.clamp(min=1), absent.clamp(min=1).double(), ratio)
+            fitted = fitted.to(tail.dtype).maximum(tail.minimum(spread)).minimum(tail.maximum(spread))
+            tail = fitted.masked_fill(none, -torch.inf)
+        normalizer = torch.logaddexp(normalizer, tail)
     return normalizer.masked_fill(torch.isneginf(normalizer), 0)
+
+
+def _power_law(log_mass: Tensor, log_cap: Tensor, kept: Tensor, absent: Tensor, ratio: float) -> Tensor:
+    """Logarithm of the sum of the absent columns' powers, which fall off as a power of their rank.
+
+    As in `mlot.backends.numpy.topk`: Newton's method from the left on a convex function.
+    """
+    low = ((kept + 0.5) / kept).log()
+    width = ((kept + absent + 0.5) / (kept + 0.5)).log()
+
+    def log_sum(s: Tensor) -> tuple[Tensor, Tensor]:
+        e = 1 - s
+        near = (e * width).abs() < 1e-4
+        some = e.masked_fill(near, 1)
+        value = torch.where(near, width.log() + e * width / 2, (torch.expm1(some * width) / some).log())
+        slope = torch.where(
+            near, width / 2 + e * width**2 / 12, -width / torch.expm1(-some * width) - 1 / some
+        )
+        return kept.log() + e * low + value, -low - slope
+
+    s = torch.zeros_like(log_mass)
+    for _ in range(12):
+        value, slope = log_sum(s)
+        s = (s - (log_cap + value - log_mass) / slope).clamp(min=0)
+    return ratio * log_cap + log_sum(ratio * s)[0]
 
 
 def _heaviest(
