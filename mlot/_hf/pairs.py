@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlot._hf.tokens import Tokens, common_positions, common_text_positions
+from mlot._hf.tokens import Booleans, Integers, Tokens
 from mlot.align import TEXT_POSITION_FIELDS, VocabularyMap
+from mlot.align._pairs import paired_tokens
+from mlot.align._text_positions import rows_of_texts
+from mlot.align._text_tokens import boundaries
+
+_TEACHER, _CHAIN = (TEXT_POSITION_FIELDS.index(name) for name in ("teacher", "chain"))
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -45,74 +54,111 @@ class Truncation:
         )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An example in the tokens of both models, cut so that both have read the same text.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Examples in the tokens of both models, cut so that both have read the same text.
 
     Attributes:
-        student: its tokens, not cut.
+        student: their tokens, not cut.
         teacher: the same of the teacher.
-        length: student's tokens that are kept.
-        teacher_length: the same of the teacher.
-        positions: ``(P, 2)`` at which both have read the same bytes.
+        lengths: student's tokens that are kept of each example, ``(B,)``.
+        teacher_lengths: the same of the teacher.
     """
 
     student: Tokens
     teacher: Tokens
-    length: int
-    teacher_length: int
-    positions: np.ndarray[Any, np.dtype[np.int64]]
+    lengths: Integers
+    teacher_lengths: Integers
 
     @staticmethod
-    def of(student: Tokens, teacher: Tokens, limit: int | None, teacher_limit: int | None) -> Pair:
-        """Cut an example to the last place that both models have read within their limits."""
-        positions = common_positions(student, teacher)
-        lengths = len(student.ids), len(teacher.ids)
-        limits = (
-            lengths[0] if limit is None else limit,
-            lengths[1] if teacher_limit is None else teacher_limit,
+    def of(student: Tokens, teacher: Tokens, limit: int | None, teacher_limit: int | None) -> Pairs:
+        """Cut examples to the last place that both models have read within their limits."""
+        lengths, others = np.diff(student.offsets), np.diff(teacher.offsets)
+        whole = Pairs(student, teacher, lengths, others)
+        limits = [_NO_LIMIT if each is None else each for each in (limit, teacher_limit)]
+        long = (lengths > limits[0]) | (others > limits[1])
+        if not long.any():
+            return whole
+        owner, positions = whole.positions
+        fits = (positions < limits).all(axis=1) & long[owner]
+        ends = np.zeros((len(lengths), 2), np.int64)
+        np.maximum.at(ends, owner[fits], positions[fits] + 1)
+        return Pairs(
+            student, teacher, np.where(long, ends[:, 0], lengths), np.where(long, ends[:, 1], others)
         )
-        if lengths[0] <= limits[0] and lengths[1] <= limits[1]:
-            return Pair(student, teacher, lengths[0], lengths[1], positions)
-        fits = positions[(positions < np.array(limits)).all(axis=1)]
-        kept, teacher_kept = (fits[-1] + 1).tolist() if len(fits) else (0, 0)
-        # The last position that is left predicts nothing.
-        return Pair(student, teacher, kept, teacher_kept, fits[:-1])
 
-    def text_positions(
-        self, vocabulary: VocabularyMap
-    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], dict[str, int]]:
+    @cached_property
+    def positions(self) -> tuple[Integers, Integers]:
+        """Examples, and ``(P, 2)`` their positions that are kept, at which both have read the same bytes."""
+        paired = paired_tokens(self.student.ranges, self.teacher.ranges)
+        owner = self._placed(paired)
+        # The last position that is left of an example that was cut predicts nothing.
+        kept = ~self._is_cut[owner] | (paired[:, 0] + 1 < self.lengths[owner])
+        return owner[kept], paired[kept]
+
+    def text_positions(self, vocabulary: VocabularyMap) -> tuple[list[Integers], dict[str, int]]:
         """What the teacher says at each of the student's positions that are kept, and why not at others.
 
         Returns:
-            ``(P, 9)`` rows as `mlot.align.text_positions` makes them, and the number of positions in the
-            targets, cut or not, that have none, by reason.
+            For each example ``(P, 9)`` rows as `mlot.align.text_positions` makes them, and the number of all
+            positions in the targets, cut or not, that have none, by reason.
         """
-        rows, reasons = common_text_positions(self.student, self.teacher, vocabulary)
-        teacher, chain = (TEXT_POSITION_FIELDS.index(name) for name in ("teacher", "chain"))
-        kept = (rows[:, 0] + 1 < self.length) & (rows[:, teacher] + rows[:, chain] < self.teacher_length)
-        return rows[kept], reasons
+        student, teacher = self.student, self.teacher
+        rows, reasons = rows_of_texts(student.ranges, teacher.ranges, b"".join(student.texts), vocabulary)
+        owner = self._placed(rows)
+        kept = (rows[:, 0] + 1 < self.lengths[owner]) & (
+            rows[:, _TEACHER] + rows[:, _CHAIN] < self.teacher_lengths[owner]
+        )
+        return self._by_example(owner[kept], rows[kept]), reasons
 
-    def as_dict(self, *, with_pairs: bool) -> dict[str, Any]:
-        """The columns of a prepared example."""
-        n, m = self.length, self.teacher_length
-        labels = self.student.labels(n)
-        columns = {
-            "input_ids": self.student.ids[:n],
-            "labels": labels,
-            "text_mask": self.student.text_mask(n),
-            "target_bytes": self.student.target_bytes(n),
-            "teacher_input_ids": self.teacher.ids[:m],
-            "teacher_labels": self.teacher.labels(m),
+    def _placed(self, rows: Integers) -> Integers:
+        """Turn numbers of tokens of the targets into positions in the examples, and return these."""
+        owner = self.student.owner[self.student.ranges.owner[rows[:, 0]]]
+        for column, side in enumerate((self.student, self.teacher)):
+            rows[:, column] = side.numbers[rows[:, column]] - side.offsets[owner]
+        return owner
+
+    def columns(self, *, with_pairs: bool = False) -> list[dict[str, Any]]:
+        """The columns of prepared examples, in arrays."""
+        student, teacher = self.student, self.teacher
+        made: dict[str, Any] = {
+            "input_ids": _cut(student, student.ids, self.lengths),
+            "labels": _cut(student, student.labels, self.lengths),
+            "text_mask": _cut(student, student.text_mask, self.lengths),
+            "target_bytes": student.target_bytes(self.lengths).tolist(),
+            "teacher_input_ids": _cut(teacher, teacher.ids, self.teacher_lengths),
+            "teacher_labels": _cut(teacher, teacher.labels, self.teacher_lengths),
         }
         if with_pairs:
-            columns["pairs"] = self.positions.tolist()
-        return columns
+            made["pairs"] = self._by_example(*self.positions)
+        return [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
+
+    def _by_example(self, owner: Integers, rows: Integers) -> list[Integers]:
+        cuts = boundaries(np.bincount(owner, minlength=len(self.lengths))).tolist()
+        return [rows[low:high] for low, high in pairwise(cuts)]
+
+    @property
+    def _is_cut(self) -> Booleans:
+        student, teacher = np.diff(self.student.offsets), np.diff(self.teacher.offsets)
+        return (self.lengths < student) | (self.teacher_lengths < teacher)
+
+    @property
+    def empty(self) -> Booleans:
+        """Examples of which nothing is left that a student is asked for."""
+        learnt = boundaries((self.student.labels != -100).astype(np.int64))
+        first = self.student.offsets[:-1]
+        empty: Booleans = learnt[first + self.lengths] == learnt[first]
+        return empty
 
     def truncation(self) -> Truncation:
         """What was cut off."""
-        whole = self.student.target_bytes(len(self.student.ids))
-        kept = self.student.target_bytes(self.length)
-        cut = self.length < len(self.student.ids) or self.teacher_length < len(self.teacher.ids)
-        empty = all(label == -100 for label in self.student.labels(self.length))
-        return Truncation(1, int(cut), int(empty), whole, whole - kept)
+        lengths = np.diff(self.student.offsets)
+        whole = int(self.student.target_bytes(lengths).sum())
+        kept = int(self.student.target_bytes(self.lengths).sum())
+        return Truncation(len(lengths), int(self._is_cut.sum()), int(self.empty.sum()), whole, whole - kept)
+
+
+def _cut(tokens: Tokens, values: NDArray[Any], lengths: Integers) -> list[NDArray[Any]]:
+    """The first values of each example."""
+    first = tokens.offsets[:-1]
+    return [values[low:high] for low, high in zip(first.tolist(), (first + lengths).tolist(), strict=True)]

@@ -1,9 +1,12 @@
-"""What any tokenizer of transformers is asked for: tokens of texts, and the token that starts a text."""
+"""What any tokenizer of transformers is asked for: tokens of texts, tokens that start and pad, a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+#: A tokenizer that knows no limit says a number as large as this.
+_NO_LIMIT = 10**9
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -25,6 +28,31 @@ def start_token(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise ValueError("tokenizer: expected a bos or an eos token, found neither")
+
+
+def pad_token(name: str, tokenizer: Any) -> int:
+    """Token to pad with.
+
+    Raises:
+        TypeError: it is no tokenizer of transformers.
+        ValueError: it has neither a pad nor an eos token.
+    """
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(f"{name}: expected a tokenizer of transformers, got {type(tokenizer).__name__}")
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError(
+        f"{name}: expected a pad token, or an eos token to pad with, found neither; set tokenizer.pad_token"
+    )
+
+
+def length_limit(tokenizer: Any, given: int | None) -> int | None:
+    """Most tokens of a text: what is given, or what the tokenizer says; ``None``: there is no limit."""
+    if given is not None:
+        return given
+    said = getattr(tokenizer, "model_max_length", None)
+    return int(said) if said is not None and said < _NO_LIMIT else None
 
 
 def complete_special_tokens(tokenizer: Any, name: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""One model's tokens of an example: which are targets, and which bytes of the common text they end at."""
+"""One model's tokens of examples: which are targets, and which bytes of the common texts they end at."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -11,216 +12,195 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlot._hf.render import Rendered
-from mlot.align import (
-    TEXT_POSITION_FIELDS,
-    TokenBytes,
-    VocabularyMap,
-    byte_ranges,
-    pairs,
-    text_positions,
-)
+from mlot.align._ranges import ranges_of_texts
+from mlot.align._text_tokens import TextTokens, boundaries, stretches
+
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Span:
-    """Tokens of one target.
-
-    Attributes:
-        first: position of its first token.
-        last: position after its last token of text.
-        closing: position after the tokens that end it and are learnt with it; ``last`` where there are none.
-        ranges: bytes of the target that its tokens cover, with the token before, which has read none of them,
-            if there is one, and one token that ends it, if that comes next.
-        text: bytes of the target.
-    """
-
-    first: int
-    last: int
-    closing: int
-    ranges: TokenBytes
-    text: bytes
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """One model's tokens of an example.
+    """One model's tokens of ``B`` examples with ``S`` targets, one after the other.
 
     Attributes:
-        ids: token ids.
-        spans: targets, in order.
+        ids: token ids, ``(T,)``.
+        offsets: first token of each example, and the number of tokens, ``(B + 1,)``.
+        owner: example of each target, ``(S,)``.
+        first: first token of each target among all tokens, ``(S,)``.
+        last: the token after its last one of text, ``(S,)``.
+        closing: the token after those that end it and are learnt with it; ``last`` where there are none.
+        ranges: bytes of each target that its tokens cover, with the token before, which has read none of
+            them, if there is one, and one token that ends it, if that comes next.
+        numbers: which of all tokens those of ``ranges`` are.
+        texts: bytes of each target.
     """
 
-    ids: list[int]
-    spans: tuple[Span, ...]
+    ids: Integers
+    offsets: Integers
+    owner: Integers
+    first: Integers
+    last: Integers
+    closing: Integers
+    ranges: TextTokens
+    numbers: Integers
+    texts: Sequence[bytes]
 
-    def labels(self, length: int) -> list[int]:
-        """Ids of the first tokens that are targets, -100 for the others."""
-        targets = [-100] * length
-        for span in self.spans:
-            # nothing predicts the first token of all
-            for n in range(max(span.first, 1), min(span.closing, length)):
-                targets[n] = self.ids[n]
-        return targets
+    @cached_property
+    def labels(self) -> Integers:
+        """Ids of tokens that are targets, -100 for the others, ``(T,)``."""
+        return np.where(self._within(self.closing), self.ids, -100)
 
-    def text_mask(self, length: int) -> list[bool]:
-        """Which of the first tokens are targets that stand for text."""
-        mask = [False] * length
-        for span in self.spans:
-            for n in range(max(span.first, 1), min(span.last, length)):
-                mask[n] = True
+    @cached_property
+    def text_mask(self) -> Booleans:
+        """Which tokens are targets that stand for text, ``(T,)``."""
+        return self._within(self.last)
+
+    @property
+    def _learnt(self) -> Integers:
+        """First token of each target that is predicted; nothing predicts the first token of an example."""
+        return np.maximum(self.first, self.offsets[self.owner] + 1)
+
+    def _within(self, end: Integers) -> Booleans:
+        mask = np.zeros(len(self.ids), np.bool_)
+        mask[stretches(self._learnt, np.maximum(end - self._learnt, 0))] = True
         return mask
 
-    def target_bytes(self, length: int) -> int:
-        """Bytes of text that the targets among the first tokens stand for."""
-        size = 0
-        for span in self.spans:
-            read = [self._read(span, n - 1) for n in (max(span.first, 1), min(span.last, length))]
-            size += max(read[1] - read[0], 0)
-        return size
+    def target_bytes(self, lengths: Integers) -> Integers:
+        """Bytes of text that the targets among the first tokens of each example stand for, ``(B,)``."""
+        end = np.minimum(self.last, (self.offsets[:-1] + lengths)[self.owner])
+        size = np.maximum(self._read(end) - self._read(self._learnt), 0)
+        return np.bincount(self.owner, size, len(lengths)).astype(np.int64)
 
-    @staticmethod
-    def _read(span: Span, position: int) -> int:
-        """Bytes of a target that have been read at a position."""
-        if position < span.first:
-            return 0
-        if position >= span.last - 1:
-            return span.ranges.total
-        return int(span.ranges.ends[position - span.first + (span.first > 0)])
+    def _read(self, count: Integers) -> Integers:
+        """Bytes of each target that its tokens before a number among all tokens have read."""
+        inside = (count > self.first) & (count < self.last)
+        before = self.first > self.offsets[self.owner]
+        at = np.where(inside, self.ranges.offsets[:-1] + before + count - 1 - self.first, 0)
+        ends = np.append(self.ranges.ends, 0)[at]
+        return np.where(inside, ends, np.where(count <= self.first, 0, self.ranges.totals))
 
 
-def tokenize(tokenizer: Any, rendered: Rendered, start: int | None, end: int | None) -> Tokens:
-    """Tokenize an example.
+def tokenize(tokenizer: Any, examples: Sequence[Rendered], start: int | None, end: int | None) -> Tokens:
+    """Tokenize examples.
 
-    The whole is tokenized at once, but cut first at the borders of targets that tokens do not keep to.
+    Each is tokenized as a whole, but cut first at the borders of targets that tokens do not keep to.
 
     Args:
         tokenizer: of one model.
-        rendered: what that model reads.
+        examples: what that model reads.
         start: token put before; ``None`` for none.
         end: token put after the last target and learnt; ``None`` for none.
     """
-    data = rendered.text.encode()
-    borders = [len(rendered.text[:at].encode()) for span in rendered.spans for at in span]
-    whole, cuts = _encode_to_borders(tokenizer, data, borders)
-    lead = [] if start is None or not rendered.framed else [start]
-    tail = [] if end is None or not rendered.framed else [end]
-    special = _special(tokenizer)
-    ids = [*lead, *whole.ids.tolist(), *tail]
-    spans = []
-    for n in range(len(rendered.spans)):
-        first, last = cuts[2 * n], cuts[2 * n + 1]
-        low, high = borders[2 * n], borders[2 * n + 1]
-        closing = last
-        if tail and n + 1 == len(rendered.spans) and last == len(whole):
-            closing = last + 1
-        elif not rendered.framed:
-            closing = _closing(whole, last, high, data, special)
-        offset = len(lead)
-        starts = np.clip(whole.starts[first:last] - low, 0, high - low)
-        ends = np.clip(whole.ends[first:last] - low, 0, high - low)
-        before, after = int(first + offset > 0), int(closing == last + 1)
-        ranges = TokenBytes(
-            ids=np.array(ids[first + offset - before : last + offset + after], np.int64),
-            starts=np.concatenate([[0] * before, starts, [high - low] * after]).astype(np.int64),
-            ends=np.concatenate([[0] * before, ends, [high - low] * after]).astype(np.int64),
-            special=np.array([True] * before + [False] * (last - first) + [True] * after),
-            total=high - low,
-            exact=whole.exact,
-        )
-        spans.append(Span(first + offset, last + offset, closing + offset, ranges, data[low:high]))
-    return Tokens(ids, tuple(spans))
+    data = [each.text.encode() for each in examples]
+    borders = [[len(each.text[:at].encode()) for span in each.spans for at in span] for each in examples]
+    whole, counts = _encode_to_borders(tokenizer, data, borders, [()] * len(data))
+    framed = np.array([each.framed for each in examples], np.bool_)
+    lead, tail = (framed & (token is not None) for token in (start, end))
+    offsets = boundaries(whole.counts + lead + tail)
+    place = np.arange(len(whole.ids)) + (offsets[:-1] + lead - whole.offsets[:-1])[whole.owner]
+    ids, starts, ends = (np.zeros(offsets[-1], np.int64) for _ in range(3))
+    ids[place], starts[place], ends[place] = whole.ids, whole.starts, whole.ends
+    ids[offsets[:-1][lead]] = -1 if start is None else start
+    ids[offsets[1:][tail] - 1] = -1 if end is None else end
+
+    targets = np.array([len(each.spans) for each in examples], np.int64)
+    owner = np.repeat(np.arange(len(data)), targets)
+    low, high = np.array([byte for row in borders for byte in row], np.int64).reshape(-1, 2).T
+    first, last = (counts.reshape(-1, 2) + (offsets[:-1] + lead)[owner][:, None]).T
+    final = np.arange(1, len(owner) + 1) == np.cumsum(targets)[owner]
+    ended = tail[owner] & final & (last == offsets[1:][owner] - 1)
+    closing = last + ended
+    if not framed.all():
+        _close(tokenizer, ids, ends, offsets, owner, last, closing, high, framed[owner], data)
+    before, after = first > offsets[owner], closing == last + 1
+    sizes = last - first + before + after
+    numbers, size = stretches(first - before, sizes), high - low
+    cuts, of = boundaries(sizes), np.repeat(np.arange(len(owner)), sizes)
+    starts, ends = (np.clip(side[numbers] - low[of], 0, size[of]) for side in (starts, ends))
+    special = np.zeros(len(numbers), np.bool_)
+    opens, closes = cuts[:-1][before], cuts[1:][after] - 1
+    starts[opens] = ends[opens] = 0
+    starts[closes] = ends[closes] = size[after]
+    special[opens] = special[closes] = True
+    ranges = TextTokens(ids[numbers], starts, ends, special, sizes, size)
+    texts = [data[n][a:b] for n, a, b in zip(owner.tolist(), low.tolist(), high.tolist(), strict=True)]
+    return Tokens(ids, offsets, owner, first, last, closing, ranges, numbers, texts)
 
 
-def common_positions(student: Tokens, teacher: Tokens) -> NDArray[np.int64]:
-    """Positions ``(P, 2)`` at which both models have read the same bytes of the same target."""
-    parts = [np.zeros((0, 2), np.int64)]
-    for one, other in zip(student.spans, teacher.spans, strict=True):
-        parts.append(pairs(one.ranges, other.ranges) + np.array(_offsets(one, other)))
-    return np.concatenate(parts)
-
-
-def common_text_positions(
-    student: Tokens, teacher: Tokens, vocabulary: VocabularyMap
-) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """What the teacher says at each of the student's positions in the targets.
-
-    Returns:
-        ``(P, 9)`` rows as `mlot.align.text_positions` makes them, in the positions of the examples, and the
-        number of positions without one by reason.
-    """
-    parts = [np.zeros((0, len(TEXT_POSITION_FIELDS)), np.int64)]
-    reasons: Counter[str] = Counter()
-    for one, other in zip(student.spans, teacher.spans, strict=True):
-        rows, counts = text_positions(one.ranges, other.ranges, one.text, vocabulary, return_counts=True)
-        rows[:, :2] += _offsets(one, other)
-        parts.append(rows)
-        reasons.update(counts)
-    return np.concatenate(parts), dict(reasons)
-
-
-def _offsets(one: Span, other: Span) -> list[int]:
-    """Positions of the tokens that the ranges of two targets begin with."""
-    return [one.first - (one.first > 0), other.first - (other.first > 0)]
-
-
-def _encode(tokenizer: Any, text: str) -> TokenBytes:
+def _encode(tokenizer: Any, texts: list[str]) -> TextTokens:
     # verbose=False: texts longer than the model's limit are expected here, and are cut afterwards
-    made = tokenizer(text, add_special_tokens=False, verbose=False)
-    encodings = getattr(made, "encodings", None)
-    if encodings:
-        return byte_ranges(tokenizer, text, encoding=encodings[0])
-    return byte_ranges(tokenizer, text, ids=made["input_ids"])
+    made = tokenizer(texts, add_special_tokens=False, verbose=False)
+    return ranges_of_texts(tokenizer, texts, made["input_ids"], getattr(made, "encodings", None))
 
 
-def _encode_to_borders(tokenizer: Any, data: bytes, borders: list[int]) -> tuple[TokenBytes, list[int]]:
-    """Tokens of a text none of which lies across a border, and the number of tokens before each border."""
-    cuts: set[int] = set()
-    while True:
-        ends = [0, *sorted(cuts), len(data)]
-        pieces = [_encode(tokenizer, data[low:high].decode()) for low, high in pairwise(ends)]
-        whole = _joined(pieces, ends)
-        # At the start, and where the text was cut, what has no bytes of its own belongs to what follows.
-        before = dict(zip(ends[:-1], np.cumsum([0, *map(len, pieces)]).tolist(), strict=False))
-        counts = [before.get(border, _ending(whole, border)) for border in borders]
-        across = {
-            border
-            for border, count in zip(borders, counts, strict=True)
-            if count < len(whole) and whole.starts[count] < border
-        }
-        if not across:
-            return whole, counts
-        cuts |= across
+def _encode_to_borders(
+    tokenizer: Any, data: Sequence[bytes], borders: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]
+) -> tuple[TextTokens, Integers]:
+    """Tokens of texts, none of which lies across a border, and of each the number before each border.
+
+    Args:
+        tokenizer: of one model.
+        data: the texts.
+        borders: bytes of each text that no token may lie across.
+        cuts: bytes at which each text is cut before it is tokenized.
+    """
+    bounds = [[0, *cut, len(text)] for text, cut in zip(data, cuts, strict=True)]
+    parts = [
+        text[low:high].decode() for text, row in zip(data, bounds, strict=True) for low, high in pairwise(row)
+    ]
+    pieces = _encode(tokenizer, parts)
+    sizes = np.array([len(row) - 1 for row in bounds], np.int64)
+    whole = pieces.grouped(sizes)
+    per_text = np.array([len(row) for row in borders], np.int64)
+    owner = np.repeat(np.arange(len(data)), per_text)
+    wanted = np.array([border for row in borders for border in row], np.int64)
+    # A token without bytes of its own is a piece of the character before, ...
+    reached = np.searchsorted(whole.joined_ends, wanted + whole.bases[owner], side="right")
+    counts = np.minimum(reached - whole.offsets[owner], whole.counts[owner])
+    # ... but at the start, and where the text was cut, it belongs to what follows.
+    counts[wanted == 0] = 0
+    first, opening = boundaries(per_text).tolist(), pieces.offsets[boundaries(sizes)[:-1]]
+    for n in np.flatnonzero(sizes > 1).tolist():
+        tokens_before = pieces.offsets[sizes[:n].sum() :][: sizes[n]] - opening[n]
+        for byte, count in zip(cuts[n], tokens_before.tolist()[1:], strict=True):
+            counts[first[n] : first[n + 1]][wanted[first[n] : first[n + 1]] == byte] = count
+    inside = counts < whole.counts[owner]
+    next_token = np.where(inside, whole.offsets[owner] + counts, 0)
+    across = inside & (np.append(whole.starts, 0)[next_token] < wanted)
+    again = np.unique(owner[across]).tolist()
+    if again:
+        wider = [sorted({*cuts[n], *wanted[across & (owner == n)].tolist()}) for n in again]
+        others, other_counts = _encode_to_borders(
+            tokenizer, [data[n] for n in again], [borders[n] for n in again], wider
+        )
+        whole = whole.replaced(again, others)
+        counts[np.isin(owner, again)] = other_counts
+    return whole, counts
 
 
-def _ending(whole: TokenBytes, border: int) -> int:
-    """Number of tokens up to a border; one without bytes of its own is a piece of the character before."""
-    return int(np.searchsorted(whole.ends, border, side="right"))
-
-
-def _joined(pieces: list[TokenBytes], cuts: list[int]) -> TokenBytes:
-    placed = list(zip(pieces, cuts[:-1], strict=True))
-    return TokenBytes(
-        ids=np.concatenate([piece.ids for piece in pieces]),
-        starts=np.concatenate([piece.starts + at for piece, at in placed]),
-        ends=np.concatenate([piece.ends + at for piece, at in placed]),
-        special=np.concatenate([piece.special for piece in pieces]),
-        total=cuts[-1],
-        exact=all(piece.exact for piece in pieces),
-    )
-
-
-def _special(tokenizer: Any) -> set[int]:
+def _special(tokenizer: Any) -> list[int]:
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    return {n for n, token in added.items() if getattr(token, "special", False)} | set(
-        tokenizer.all_special_ids
-    )
+    special = {n for n, token in added.items() if getattr(token, "special", False)}
+    return sorted(special | set(tokenizer.all_special_ids))
 
 
-def _closing(whole: TokenBytes, last: int, border: int, data: bytes, special: set[int]) -> int:
-    """Position after the special token that ends a turn, if nothing but white space comes before it."""
-    for n in range(last, len(whole)):
-        if int(whole.ids[n]) in special:
-            return n + 1
-        if data[border : int(whole.ends[n])].strip():
-            break
-    return last
+def _close(
+    tokenizer: Any,
+    ids: Integers,
+    ends: Integers,
+    offsets: Integers,
+    owner: Integers,
+    last: Integers,
+    closing: Integers,
+    border: Integers,
+    framed: Booleans,
+    data: Sequence[bytes],
+) -> None:
+    """Learn the special token that ends a turn, too, if nothing but white space comes before it."""
+    special = np.append(np.flatnonzero(np.isin(ids, _special(tokenizer))), len(ids))
+    token = special[np.searchsorted(special, last)]
+    for s in np.flatnonzero(~framed & (token < offsets[1:][owner])).tolist():
+        between = data[owner[s]][border[s] : ends[token[s] - 1]] if token[s] > last[s] else b""
+        if not between.strip():
+            closing[s] = token[s] + 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mlot.align._text_tokens import TextTokens, stretches
 from mlot.align._tokens import Integers, TokenBytes, integers, require_one_text
 
 
@@ -37,29 +38,62 @@ def pairs(student: TokenBytes, teacher: TokenBytes) -> Integers:
         ValueError: the texts differ in length.
     """
     require_one_text(student, teacher)
-    if np.array_equal(student.ids, teacher.ids) and np.array_equal(student.ends, teacher.ends):
-        return np.repeat(np.arange(max(len(student) - 1, 0)), 2).reshape(-1, 2)
+    return paired_tokens(TextTokens.of(student), TextTokens.of(teacher))
+
+
+def paired_tokens(student: TextTokens, teacher: TextTokens) -> Integers:
+    """Pairs of all texts as ``(P, 2)`` numbers of tokens among those of all texts, the student's in order."""
+    partner = np.full(len(student.ids), -1, np.int64)
     before_text, before_end = final_positions(student)
     other_text, other_end = final_positions(teacher)
-    ends, other_ends = student.ends[before_text], teacher.ends[other_text]
+    ends, other_ends = student.joined_ends[before_text], teacher.joined_ends[other_text]
     # Both rows of ends increase strictly, so one search finds every common value.
     at = np.searchsorted(other_ends, ends)
     common = np.append(other_ends, -1)[at] == ends
-    shared = np.stack([before_text[common], other_text[at[common]]], axis=1)
-    if before_end is None or other_end is None or student.ends[before_end] != teacher.ends[other_end]:
-        return shared
-    return np.concatenate([shared, [[before_end, other_end]]])
+    partner[before_text[common]] = other_text[at[common]]
+    i, j = both_ends(student, teacher, before_end, other_end)
+    partner[i] = j
+    i, j = _same(student, teacher)
+    partner[i] = j
+    paired = np.flatnonzero(partner >= 0)
+    return np.stack([paired, partner[paired]], axis=1)
 
 
-def final_positions(tokens: TokenBytes) -> tuple[Integers, int | None]:
-    """Positions that predict further text, and the one that predicts its end, if there is one."""
-    before_text = np.flatnonzero(np.diff(tokens.ends) > 0)
+def final_positions(tokens: TextTokens) -> tuple[Integers, Integers]:
+    """Positions that predict further text, and for each text the one that predicts its end, -1: none does."""
+    first, count = tokens.offsets[:-1], len(tokens.ids)
+    inside = np.ones(max(count - 1, 0), np.bool_)
+    borders = tokens.offsets[1:-1]
+    inside[borders[(borders > 0) & (borders < count)] - 1] = False
+    before_text = np.flatnonzero((np.diff(tokens.joined_ends) > 0) & inside)
     reached = np.append(0, tokens.ends)[:-1]
+    reached[first[tokens.counts > 0]] = 0
     closing = tokens.special & (tokens.ends == reached)
-    kept = np.flatnonzero(~closing)
+    kept = np.maximum.accumulate(np.where(closing, -1, np.arange(count)))
     # Where all tokens are special, the first one opens the sequence.
-    last = int(kept[-1]) if len(kept) else 0
-    return before_text, last if last + 1 < len(tokens) else None
+    last = np.maximum(np.append(kept, -1)[tokens.offsets[1:] - 1], first)
+    return before_text, np.where(last + 1 < tokens.offsets[1:], last, -1)
+
+
+def both_ends(
+    student: TextTokens, teacher: TextTokens, before_end: Integers, other_end: Integers
+) -> tuple[Integers, Integers]:
+    """Positions that predict the end of a text, where both sides have one, at the same byte."""
+    closed = (before_end >= 0) & (other_end >= 0)
+    i, j = before_end[closed], other_end[closed]
+    level = student.joined_ends[i] == teacher.joined_ends[j]
+    return i[level], j[level]
+
+
+def _same(student: TextTokens, teacher: TextTokens) -> tuple[Integers, Integers]:
+    """Positions, all but the last of each text, of texts that have the same tokens on both sides."""
+    same = student.counts == teacher.counts
+    i, j = (stretches(side.offsets[:-1][same], side.counts[same]) for side in (student, teacher))
+    differs = (student.ids[i] != teacher.ids[j]) | (student.ends[i] != teacher.ends[j])
+    same[student.owner[i[differs]]] = False
+    sizes = np.maximum(student.counts[same] - 1, 0)
+    first, other_first = (stretches(side.offsets[:-1][same], sizes) for side in (student, teacher))
+    return first, other_first
 
 
 def batch_pairs(pairs: Sequence[Any], *, student_offset: Any = 0, teacher_offset: Any = 0) -> Integers:

@@ -14,6 +14,7 @@ from mlot._checks import flag
 from mlot.align import _locate, _match
 from mlot.align._reader import Reader
 from mlot.align._scheme import Scheme, plausible
+from mlot.align._text_tokens import TextTokens, boundaries
 from mlot.align._tokens import Booleans, Integers, TokenBytes, integers
 
 
@@ -82,6 +83,53 @@ def byte_ranges(
     if (checked < 0).any():
         raise ValueError(f"ids: expected token ids >= 0, got {checked.min()}")
     return _Job(reader, text, data, checked, encoding).run()
+
+
+def ranges_of_texts(
+    tokenizer: Any, texts: Sequence[str], ids: Sequence[Sequence[int]], encodings: Sequence[Any] | None
+) -> TextTokens:
+    """What `byte_ranges` says of several texts.
+
+    Texts that their tokens' bytes spell are compared with these; the others are looked at one by one.
+
+    Args:
+        tokenizer: as of `byte_ranges`.
+        texts: the texts, valid Unicode.
+        ids: their token ids.
+        encodings: their encodings, where the tokenizer makes them.
+    """
+    reader = Reader.of(tokenizer)
+    order = list(chain.from_iterable(ids))
+    flat, counts = np.array(order, np.int64), np.fromiter(map(len, ids), np.int64, len(ids))
+    data = [text.encode() for text in texts]
+    totals = np.fromiter(map(len, data), np.int64, len(data))
+    starts, ends = np.zeros_like(flat), np.zeros_like(flat)
+    special = np.isin(flat, list(reader.special))
+    tokens = TextTokens(flat, starts, ends, special, counts, totals)
+    scheme = None if encodings is None else reader.scheme
+    others: Sequence[int] = range(len(texts))
+    if scheme is not None and encodings is not None:
+        table = reader.spelled(scheme, order)
+        surfaces = list(map(table.__getitem__, order))
+        before = boundaries(np.fromiter(map(len, surfaces), np.int64, len(surfaces)))
+        joined, cuts = b"".join(surfaces), before[tokens.offsets].tolist()
+        spaces, others = np.zeros(len(texts), np.int64), []
+        opening = reader.added.keys() | reader.special
+        for n, (text, encoding) in enumerate(zip(data, encodings, strict=True)):
+            piece = joined[cuts[n] : cuts[n + 1]]
+            # A space that the tokenizer put there; after added tokens, there may be more of them.
+            spaces[n] = piece[:1] == b" " and piece[1:] == text and opening.isdisjoint(ids[n])
+            if not (piece == text or spaces[n]) or 1 in encoding.special_tokens_mask:
+                others.append(n)
+        shift = (before[tokens.offsets[:-1]] + spaces)[tokens.owner]
+        np.maximum(before[:-1] - shift, 0, out=starts)
+        np.maximum(before[1:] - shift, 0, out=ends)
+    for n in others:
+        encoding = None if encodings is None else encodings[n]
+        mine = slice(tokens.offsets[n], tokens.offsets[n + 1])
+        made = _Job(reader, texts[n], data[n], flat[mine], encoding).run()
+        starts[mine], ends[mine], special[mine] = made.starts, made.ends, made.special
+    return tokens
 
 
 @dataclass(frozen=True)

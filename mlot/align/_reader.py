@@ -135,6 +135,11 @@ class Reader:
                 known[i] = b"" if token is None else scheme.surface(token)
         return known
 
+    def spelled(self, scheme: Scheme, ids: Iterable[int]) -> dict[int, bytes]:
+        """Bytes that ids of a fast tokenizer stand for."""
+        lacking = list(set(ids).difference(self._surfaces.get(scheme, ())))
+        return self.surfaces(scheme, dict(zip(lacking, self.tokens(lacking), strict=True)))
+
     def vocabulary(self) -> list[str]:
         """All ordinary tokens."""
         words = (self.tokenizer if self.backend is None else self.backend).get_vocab()

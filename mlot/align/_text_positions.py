@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlot._checks import flag
-from mlot.align._pairs import final_positions, position_offsets
+from mlot.align._pairs import both_ends, final_positions, position_offsets
 from mlot.align._segmentation import MAX_BORDER
 from mlot.align._strings import Strings
+from mlot.align._text_tokens import TextTokens
 from mlot.align._tokens import Booleans, Integers, TokenBytes, require_one_text
 from mlot.align._vocabulary_map import VocabularyMap
 from mlot.text import POSITION_FIELDS
@@ -40,28 +41,34 @@ class _Side:
 
     Attributes:
         index: their numbers.
-        starts, ends: their bytes.
+        starts, ends: their bytes in the texts joined.
+        first: whether each is the first token of all of its text.
         added: bytes of each token before its first byte of the text: 0, or 1 for a space that is not in the
             text; -1 where the token does not spell the text.
+        until: for each text the number of these tokens up to its end, ``(N,)``.
     """
 
     index: Integers
     starts: Integers
     ends: Integers
+    first: Booleans
     added: Integers
+    until: Integers
 
     @staticmethod
-    def of(tokens: TokenBytes, strings: Strings, text: NDArray[np.uint8]) -> _Side:
+    def of(tokens: TextTokens, strings: Strings, data: NDArray[np.uint8]) -> _Side:
         index = np.flatnonzero(tokens.ends > tokens.starts)
-        ids, starts, ends = tokens.ids[index], tokens.starts[index], tokens.ends[index]
+        ids, starts, ends = tokens.ids[index], tokens.joined_starts[index], tokens.joined_ends[index]
         added = strings.lengths_of(ids) - (ends - starts)
         candidate = (added == 0) | (added == 1)
         known = np.where(candidate, ids, -1)
         skip = np.where(candidate, added, 0)
-        spelled = strings.spell(known, text, starts, skip)
+        spelled = strings.spell(known, data, starts, skip)
         spaced = np.flatnonzero(spelled & (added == 1))
         spelled[spaced] = strings.data[strings.offsets[ids[spaced]]] == ord(" ")
-        return _Side(index, starts, ends, np.where(spelled, added, -1))
+        first = index == tokens.offsets[tokens.owner[index]]
+        until = np.searchsorted(index, tokens.offsets[1:])
+        return _Side(index, starts, ends, first, np.where(spelled, added, -1), until)
 
 
 @overload
@@ -138,67 +145,79 @@ def text_positions(
            [1, 0, 1],
            [2, 1, 0]])
     """
-    rows, reasons = positions_and_reasons(student, teacher, text, vocabulary)
+    data = _data(student, teacher, text)
+    if not isinstance(vocabulary, VocabularyMap):
+        raise TypeError(f"vocabulary: expected a VocabularyMap, got {type(vocabulary).__name__}")
     flag("return_counts", return_counts)
-    if not return_counts:
-        return rows
+    rows, counts = rows_of_texts(TextTokens.of(student), TextTokens.of(teacher), data, vocabulary)
+    return (rows, counts) if return_counts else rows
+
+
+def rows_of_texts(
+    student: TextTokens, teacher: TextTokens, data: bytes, vocabulary: VocabularyMap
+) -> tuple[Integers, dict[str, int]]:
+    """Rows of `text_positions` of several texts, and the numbers of positions without one by reason.
+
+    Args:
+        student: tokens of the student.
+        teacher: tokens of the teacher, of the same texts.
+        data: the texts joined.
+        vocabulary: the map of the two tokenizers.
+
+    Returns:
+        ``(P, 9)`` rows with positions that are numbers of tokens among those of all texts; the counts.
+    """
+    joined = np.frombuffer(data, np.uint8)
+    mine = _Side.of(student, vocabulary.student_bytes, joined)
+    others = _Side.of(teacher, vocabulary.teacher_bytes, joined)
+    last = others.until[student.owner[mine.index]] - 1
+    t, depth, both, why = _covering(mine, others, last)
+    why[(mine.added == 1) & ~both] = _REASONS.index("student_space")
+    why[mine.added < 0] = _REASONS.index("student_changed")
+    reasons = np.full(len(student.ids), _REASONS.index("no_bytes"), np.int64)
+    reasons[student.offsets[1:][student.counts > 0] - 1] = 0  # the last position predicts nothing
+    predicted = ~mine.first  # nothing predicts the first token
+    reasons[mine.index[predicted] - 1] = why[predicted]
+
+    kept = np.flatnonzero((why == 0) & predicted)
+    borders = np.where(depth > MAX_BORDER, -1, _borders(t, depth))[kept]
+    t, depth, own = t[kept], depth[kept], mine.index[kept]
+    rows = np.zeros((len(kept), len(TEXT_POSITION_FIELDS)), np.int64)
+    if len(kept):
+        entry = vocabulary.offsets[vocabulary.rank[teacher.ids[others.index[t]]]] + depth
+        rows[:, 0] = own - 1
+        rows[:, 1] = others.index[t] - 1
+        rows[:, 2] = depth
+        rows[:, 3:6] = vocabulary.ranges[:, entry].T
+        rows[:, 6] = borders
+        rows[:, 7] = student.ids[own]
+        rows[:, 8] = _chains(mine.ends[kept], t, last[kept], others)
+    rows = _with_ends(student, teacher, vocabulary, rows, reasons)
     numbers = np.bincount(reasons, minlength=len(_REASONS)).tolist()
     return rows, {name: n for name, n in zip(_REASONS[1:], numbers[1:], strict=True) if n}
 
 
-def positions_and_reasons(
-    student: TokenBytes, teacher: TokenBytes, text: str | bytes, vocabulary: VocabularyMap
-) -> tuple[Integers, Integers]:
-    """Rows of `text_positions`, and for each position why it has none, as a number; 0 if it has one."""
-    data = _data(student, teacher, text)
-    if not isinstance(vocabulary, VocabularyMap):
-        raise TypeError(f"vocabulary: expected a VocabularyMap, got {type(vocabulary).__name__}")
-    reasons = np.full(max(len(student) - 1, 0), _REASONS.index("no_bytes"), np.int64)
-    mine = _Side.of(student, vocabulary.student_bytes, data)
-    others = _Side.of(teacher, vocabulary.teacher_bytes, data)
-
-    if len(others.index):
-        t, depth, both, why = _covering(mine, others)
-    else:
-        t = depth = np.zeros_like(mine.index)
-        both = np.zeros(len(mine.index), np.bool_)
-        why = np.full(len(mine.index), _REASONS.index("teacher_cut"), np.int64)
-    why[(mine.added == 1) & ~both] = _REASONS.index("student_space")
-    why[mine.added < 0] = _REASONS.index("student_changed")
-    predicted = mine.index > 0  # nothing predicts the first token
-    reasons[mine.index[predicted] - 1] = why[predicted]
-
-    kept = np.flatnonzero((why == 0) & predicted)
-    rows = np.zeros((len(kept), len(TEXT_POSITION_FIELDS)), np.int64)
-    if len(kept):
-        t, depth = t[kept], depth[kept]
-        entry = vocabulary.offsets[vocabulary.rank[teacher.ids[others.index[t]]]] + depth
-        rows[:, 0] = mine.index[kept] - 1
-        rows[:, 1] = others.index[t] - 1
-        rows[:, 2] = depth
-        rows[:, 3:6] = vocabulary.ranges[:, entry].T
-        rows[:, 6] = np.where(depth > MAX_BORDER, -1, _borders(mine, others, both)[kept])
-        rows[:, 7] = student.ids[mine.index[kept]]
-        rows[:, 8] = _chains(mine.ends[kept], t, others)
-    return _with_end(student, teacher, vocabulary, rows, reasons)
-
-
-def _covering(mine: _Side, others: _Side) -> tuple[Integers, Integers, Booleans, Integers]:
+def _covering(mine: _Side, others: _Side, last: Integers) -> tuple[Integers, Integers, Booleans, Integers]:
     """For each of the student's tokens the teacher's over its first byte, and how much of it has been read.
+
+    Args:
+        mine, others: the student's and the teacher's tokens.
+        last: of each of the student's tokens the last of the teacher's in the same text.
 
     Returns:
         the teacher's tokens, the depths, where both put a space before the text, and the numbers of reasons.
     """
-    last = len(others.index) - 1
     over = np.searchsorted(others.ends, mine.starts, "right")
-    t = np.minimum(over, last)
+    why = np.zeros(len(mine.index), np.int64)
+    t = np.maximum(np.minimum(over, last), 0)
+    if not len(others.index):
+        return t, t, why > 0, why + _REASONS.index("teacher_cut")
     depth = mine.starts - others.starts[t] + others.added[t]
     # A space that both put before the text is read by neither.
     both = (mine.added == 1) & (others.added[t] == 1) & (mine.starts == others.starts[t])
     depth[both] = 0
-    why = np.zeros(len(mine.index), np.int64)
     for name, fails in (
-        ("teacher_first", others.index[t] == 0),
+        ("teacher_first", others.first[t]),
         ("teacher_changed", others.added[t] < 0),
         ("teacher_gap", others.starts[t] > mine.starts),
         ("teacher_cut", over > last),
@@ -207,59 +226,54 @@ def _covering(mine: _Side, others: _Side) -> tuple[Integers, Integers, Booleans,
     return t, depth, both, why
 
 
-def _borders(mine: _Side, others: _Side, both: Booleans) -> Integers:
-    """Bits of the student's borders in the teacher's token over the first byte of each student token."""
-    t = np.minimum(np.searchsorted(others.ends, mine.starts, "right"), len(others.index) - 1)
-    added = np.maximum(others.added[t], 0)
-    bit = mine.starts - others.starts[t] + np.where(both, 0, added)
+def _borders(t: Integers, depth: Integers) -> Integers:
+    """Bits of the student's borders in the teacher's token ``t`` over each of its tokens' first byte."""
     opens = np.ones(len(t), np.bool_)
     opens[1:] = t[1:] != t[:-1]
     # Tokens without a border at byte 0 of the teacher's token cannot be compared with its own tokenization.
     first = np.flatnonzero(opens)
     group = np.cumsum(opens) - 1
-    shared = (bit[first] == 0)[group]
-    values = np.where(
-        (bit >= 1) & (bit <= MAX_BORDER), np.uint64(1) << np.clip(bit, 0, 63).astype(np.uint64), 0
-    )
+    shared = (depth[first] == 0)[group]
+    bits = np.uint64(1) << np.clip(depth, 0, 63).astype(np.uint64)
+    values = np.where((depth >= 1) & (depth <= MAX_BORDER), bits, np.uint64(0))
     # Sums wrap around, and so do their differences.
-    sums = np.cumsum(values.astype(np.uint64), dtype=np.uint64)
+    sums = np.cumsum(values, dtype=np.uint64)
     before = np.concatenate([np.zeros(1, np.uint64), sums])[first][group]
     return np.where(shared, (sums - before).astype(np.int64), -1)
 
 
-def _chains(ends: Integers, t: Integers, others: _Side) -> Integers:
+def _chains(ends: Integers, t: Integers, last: Integers, others: _Side) -> Integers:
     """Number of the teacher's tokens from each ``t`` on to the one over the last byte before an end."""
-    last = np.searchsorted(others.ends, ends, "left")
+    over = np.searchsorted(others.ends, ends, "left")
     linked = (
         (others.index[1:] == others.index[:-1] + 1)
         & (others.starts[1:] == others.ends[:-1])
         & (others.added[1:] == 0)
     )
     breaks = np.concatenate([[0], np.cumsum(~linked)])
-    inside = np.minimum(last, len(others.index) - 1)
-    whole = (last == inside) & (breaks[inside] == breaks[t])
+    inside = np.minimum(over, last)
+    whole = (over == inside) & (breaks[inside] == breaks[t])
     return np.where(whole, inside - t + 1, 1)
 
 
-def _with_end(
-    student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap, rows: Integers, reasons: Integers
-) -> tuple[Integers, Integers]:
-    """Add the position before the end of the text, if both sides have one."""
-    (_, i), (_, j) = final_positions(student), final_positions(teacher)
-    if i is None:
-        return rows, reasons
-    reasons[i] = _REASONS.index("end")
-    if j is None or student.ends[i] != teacher.ends[j]:
-        return rows, reasons
-    role = [teacher.ids[j + 1], student.ids[i + 1]]
-    if not (vocabulary.roles == role).all(axis=1).any():
-        return rows, reasons
+def _with_ends(
+    student: TextTokens, teacher: TextTokens, vocabulary: VocabularyMap, rows: Integers, reasons: Integers
+) -> Integers:
+    """Add the positions before the ends of texts, where both sides have one."""
+    (_, before_end), (_, other_end) = final_positions(student), final_positions(teacher)
+    reasons[before_end[before_end >= 0]] = _REASONS.index("end")
+    i, j = both_ends(student, teacher, before_end, other_end)
+    closing = np.stack([teacher.ids[j + 1], student.ids[i + 1]], axis=1)
+    named = (closing[:, None] == vocabulary.roles).all(axis=2).any(axis=1)
+    i, j = i[named], j[named]
     reasons[i] = 0
-    end = [i, j, 0, 0, 0, len(vocabulary), 0, role[1], 1]
-    return np.concatenate([rows, np.array([end], np.int64)]), reasons
+    ends = np.zeros((len(i), len(TEXT_POSITION_FIELDS)), np.int64)
+    ends[:, 0], ends[:, 1], ends[:, 5], ends[:, 7], ends[:, 8] = i, j, len(vocabulary), student.ids[i + 1], 1
+    rows = np.concatenate([rows, ends])
+    return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
-def _data(student: TokenBytes, teacher: TokenBytes, text: str | bytes) -> NDArray[np.uint8]:
+def _data(student: TokenBytes, teacher: TokenBytes, text: str | bytes) -> bytes:
     require_one_text(student, teacher)
     if not isinstance(text, str | bytes):
         raise TypeError(f"text: expected a string or bytes, got {type(text).__name__}")
@@ -268,7 +282,7 @@ def _data(student: TokenBytes, teacher: TokenBytes, text: str | bytes) -> NDArra
         raise ValueError(
             f"text: expected the one that was tokenized, {student.total} bytes, got {len(data)} bytes"
         )
-    return np.frombuffer(data, np.uint8)
+    return data
 
 
 def batch_text_positions(
@@ -291,18 +305,20 @@ def batch_text_positions(
     if not hasattr(positions, "__iter__"):
         raise TypeError(f"positions: expected rows for each sequence, got {type(positions).__name__}")
     rows = [_position_rows(n, row) for n, row in enumerate(positions)]
-    shifts = np.stack(
-        [
-            position_offsets("student_offset", student_offset, len(rows)),
-            position_offsets("teacher_offset", teacher_offset, len(rows)),
-        ],
-        axis=1,
-    )
-    size = max(map(len, rows), default=0)
-    batch = np.full((len(rows), size, len(TEXT_POSITION_FIELDS)), -1, np.int64)
-    for n, row in enumerate(rows):
-        batch[n, : len(row)] = row
-        batch[n, : len(row), :2] += shifts[n]
+    offsets = (("student_offset", student_offset), ("teacher_offset", teacher_offset))
+    shifts = [position_offsets(name, value, len(rows)) for name, value in offsets]
+    counts = np.array(list(map(len, rows)), np.int64)
+    batch = np.full((len(rows), counts.max(initial=0), len(TEXT_POSITION_FIELDS)), -1, np.int64)
+    if not counts.any():
+        return batch
+    every = np.concatenate(rows)
+    owner = np.repeat(np.arange(len(rows)), counts)
+    wrong = np.flatnonzero((every[:, :2] < 0).any(axis=1))
+    if len(wrong):
+        n = int(owner[wrong[0]])
+        raise ValueError(f"positions: expected positions >= 0, got {rows[n][:, :2].min()} for number {n}")
+    every[:, :2] += np.stack(shifts, axis=1)[owner]
+    batch[np.arange(batch.shape[1]) < counts[:, None]] = every
     return batch
 
 
@@ -315,8 +331,6 @@ def _position_rows(n: int, row: Any) -> Integers:
         raise ValueError(
             f"positions: expected (P, {width}) for each sequence, got shape {array.shape} for number {n}"
         )
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(f"positions: expected integers, got {array.dtype} for number {n}")
-    if array[:, :2].min() < 0:
-        raise ValueError(f"positions: expected positions >= 0, got {array[:, :2].min()} for number {n}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)

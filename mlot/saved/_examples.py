@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlot._examples import TOKENISED_FORMS, check_example
-from mlot._hf.pairs import Pair
+from mlot._hf.pairs import Pairs
 from mlot._hf.render import render
 from mlot._hf.tokenizers import start_token
 from mlot._hf.tokens import tokenize
@@ -86,13 +86,13 @@ def _with_student(
         try:
             rendered = render(check_example(value), tokenizers, {})
             student, teacher = (
-                tokenize(tokenizer, each, start_token(tokenizer), tokenizer.eos_token_id)
+                tokenize(tokenizer, [each], start_token(tokenizer), tokenizer.eos_token_id)
                 for tokenizer, each in zip(tokenizers, rendered, strict=True)
             )
         except (TypeError, ValueError) as error:
             raise _named(name, error) from error
-        pair = Pair.of(student, teacher, None, max_length)
-        value = pair.as_dict(with_pairs=False) | {_PREPARED[-1]: pair.text_positions(vocabulary)[0]}
+        pairs = Pairs.of(student, teacher, None, max_length)
+        value = pairs.columns()[0] | {_PREPARED[-1]: pairs.text_positions(vocabulary)[0][0]}
     elif max_length is not None and max_length < len(value["teacher_input_ids"]):
         raise ValueError(
             f"max_length: expected None for examples that are prepared already, got {max_length} with one "
@@ -167,10 +167,10 @@ def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
         if not hasattr(tokenizer, "all_special_ids"):
             raise TypeError(f"expected a tokenizer of transformers, got {type(tokenizer).__name__}")
         (rendered,) = render(example, [tokenizer], {}, ["teacher"])
-        tokens = tokenize(tokenizer, rendered, start_token(tokenizer), tokenizer.eos_token_id)
+        tokens = tokenize(tokenizer, [rendered], start_token(tokenizer), tokenizer.eos_token_id)
     except (TypeError, ValueError) as error:
         raise _named(name, error) from error
-    return tokens.ids, tokens.labels(len(tokens.ids))
+    return tokens.ids, tokens.labels
 
 
 def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:

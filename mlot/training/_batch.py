@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 #: Prefix of what is the teacher's.
@@ -78,3 +80,29 @@ class Batch:
     def targets(self) -> Tensor:
         """Number of tokens that the student is asked to predict."""
         return self.labels[:, 1:].ne(-100).sum()
+
+
+def padded(rows: Sequence[Any], value: int, side: str, multiple: int | None) -> Tensor:
+    """Rows of integers as one tensor, with a value on one side of those that are shorter.
+
+    Args:
+        rows: the rows.
+        value: what pads.
+        side: ``"right"`` or ``"left"``.
+        multiple: what the length is a multiple of; ``None``: any.
+    """
+    counts = np.array([len(row) for row in rows], np.int64)[:, None]
+    longest = counts.max(initial=1)
+    if multiple is not None:
+        longest = -(-longest // multiple) * multiple
+    table = np.full((len(rows), longest), value)
+    place = np.arange(longest)
+    if len(rows):
+        table[place < counts if side == "right" else place >= longest - counts] = np.concatenate(rows)
+    return torch.from_numpy(table)
+
+
+def listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as lists, but for the rows of the plan from the text."""
+    arrays = {name for name, value in row.items() if isinstance(value, np.ndarray)} - {TEXT_POSITIONS}
+    return {name: value.tolist() if name in arrays else value for name, value in row.items()}

@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks
 from mlot._hf.heads import longest_input
-from mlot._hf.pairs import Pair, Truncation
+from mlot._hf.pairs import Pairs, Truncation
 from mlot._hf.render import render
+from mlot._hf.tokenizers import length_limit, pad_token
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
 from mlot.training._arguments import CollatorPairs, MultiLevelOTTrainingArguments
-from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS
+from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, listed, padded
 from mlot.training._examples import PreparedDataset
 from mlot.training._heads import language_model
 from mlot.training._keys import characters_of, counted, key_makers
@@ -26,8 +28,8 @@ from mlot.training._teacher import given_teachers
 
 _logger = logging.getLogger("mlot.training")
 
-#: A tokenizer that knows no limit says a number as large as this.
-_NO_LIMIT = 10**9
+#: Examples of a data set that are tokenised together.
+TOGETHER = 64
 
 
 class DistillationCollator:
@@ -112,12 +114,12 @@ class DistillationCollator:
         for name, flag in (("keys", keys), ("add_start", add_start), ("add_end", add_end)):
             _checks.flag(name, flag)
         self.tokenizers = (student_tokenizer, teacher_tokenizer)
-        self._pad = tuple(
-            _pad_token(name, tokenizer) for name, tokenizer in zip(_SIDES, self.tokenizers, strict=True)
-        )
+        self._pad = [
+            pad_token(f"{side}_tokenizer", each) for side, each in zip(_SIDES, self.tokenizers, strict=True)
+        ]
         self._given = {"": max_length is not None, "teacher_": teacher_max_length is not None}
-        self.max_length = _limit(student_tokenizer, max_length)
-        self.teacher_max_length = _limit(teacher_tokenizer, teacher_max_length)
+        self.max_length = length_limit(student_tokenizer, max_length)
+        self.teacher_max_length = length_limit(teacher_tokenizer, teacher_max_length)
         self.pairs = pairs
         if vocabulary is not None and not isinstance(vocabulary, VocabularyMap):
             raise TypeError(f"vocabulary: expected a VocabularyMap or None, got {type(vocabulary).__name__}")
@@ -150,26 +152,44 @@ class DistillationCollator:
         Raises:
             TypeError, ValueError: the example has none of the forms of `DistillationCollator`.
         """
-        columns, truncation = self._prepare(example)
-        self.truncation += truncation
-        return columns
+        return self.prepare_batch([example])[0]
 
-    def _prepare(self, example: Mapping[str, Any]) -> tuple[dict[str, Any], Truncation]:
-        sides = [
-            tokenize(tokenizer, rendered, *self._frame(tokenizer))
-            for tokenizer, rendered in zip(
-                self.tokenizers, render(example, self.tokenizers, self.template_settings), strict=True
-            )
-        ]
-        pair = Pair.of(sides[0], sides[1], self.max_length, self.teacher_max_length)
-        columns = pair.as_dict(with_pairs=self.pairs == "boundary")
+    def prepare_batch(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Tokenise several examples together, which takes less time than one by one.
+
+        Returns:
+            For each of them the columns of `prepare`.
+
+        Raises:
+            TypeError, ValueError: an example has none of the forms of `DistillationCollator`.
+        """
+        return list(map(listed, self._fresh(examples)))
+
+    def _fresh(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        if not examples:
+            return []
+        rows, pairs = self._prepare(examples)
+        self.truncation += pairs.truncation()
+        return rows
+
+    def _prepare(self, examples: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Pairs]:
+        rendered = [render(example, self.tokenizers, self.template_settings) for example in examples]
+        student, teacher = (
+            tokenize(tokenizer, side, *self._frame(tokenizer))
+            for tokenizer, side in zip(self.tokenizers, zip(*rendered, strict=True), strict=True)
+        )
+        pairs = Pairs.of(student, teacher, self.max_length, self.teacher_max_length)
+        rows = pairs.columns(with_pairs=self.pairs == "boundary")
         if self.pairs == "text":
             assert self.vocabulary is not None
-            columns[TEXT_POSITIONS], reasons = pair.text_positions(self.vocabulary)
+            positions, reasons = pairs.text_positions(self.vocabulary)
+            for row, each in zip(rows, positions, strict=True):
+                row[TEXT_POSITIONS] = each
             self.unserved.update(reasons)
         if self.keys:
-            columns |= {name: key_of(columns) for name, key_of in self._keys.items()}
-        return columns, pair.truncation()
+            for row in rows:
+                row |= {name: key_of(listed(row)) for name, key_of in self._keys.items()}
+        return rows, pairs
 
     def _frame(self, tokenizer: Any) -> tuple[int | None, int | None]:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -180,7 +200,7 @@ class DistillationCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples, tokenised or not."""
-        rows = [self._row(row) for row in examples]
+        rows = self._rows(examples)
         batch, offset = self._side(rows, "", self._pad[0])
         batch["labels"] = self._padded([row["labels"] for row in rows], -100)
         batch["text_mask"] = self._padded([row["text_mask"] for row in rows], 0).bool()
@@ -208,9 +228,11 @@ class DistillationCollator:
             batch[TEXT_POSITIONS] = torch.from_numpy(positions)
         return batch
 
-    def _row(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "input_ids" not in example:
-            return self.prepare(example)
+    def _rows(self, examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        made = iter(self._fresh([each for each in examples if "input_ids" not in each]))
+        return [self._checked(each) if "input_ids" in each else next(made) for each in examples]
+
+    def _checked(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         wanted = (*_COLUMNS, *_POSITION_COLUMNS[self.pairs])
         wanted += tuple(self._keys) if self.keys else _TEACHER_COLUMNS
         if self.keys and self.pairs == "text":
@@ -227,23 +249,15 @@ class DistillationCollator:
         self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int
     ) -> tuple[dict[str, Tensor], Any]:
         ids = [row[prefix + "input_ids"] for row in rows]
-        mask = self._padded([[1] * len(row) for row in ids], 0)
+        mask = self._padded([np.ones(len(row), np.int64) for row in ids], 0)
         side = {prefix + "input_ids": self._padded(ids, pad), prefix + "attention_mask": mask}
         if self.padding_side == "right":
             return side, 0
         side[prefix + "position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return side, (mask.shape[1] - mask.sum(dim=1)).numpy()
 
-    def _padded(self, rows: Sequence[Sequence[int]], value: int, side: str | None = None) -> Tensor:
-        side = self.padding_side if side is None else side
-        longest = max(1, *map(len, rows)) if rows else 1
-        if self.pad_to_multiple_of is not None:
-            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        table = torch.full((len(rows), longest), value)
-        for n, row in enumerate(rows):
-            where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-            table[n, where] = torch.as_tensor(row, dtype=torch.long)
-        return table
+    def _padded(self, rows: Sequence[Any], value: int, side: str | None = None) -> Tensor:
+        return padded(rows, value, side or self.padding_side, self.pad_to_multiple_of)
 
     # -- a data set --------------------------------------------------------------------------------------
 
@@ -269,15 +283,10 @@ class DistillationCollator:
         if isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
             return dataset
         made, total = [], Truncation()
-        for n in range(len(dataset)):
-            try:
-                columns, truncation = self._prepare(dataset[n])
-            except (TypeError, ValueError) as error:
-                error_type = TypeError if isinstance(error, TypeError) else ValueError
-                raise error_type(f"{name}[{n}]: {error}") from error
-            total += truncation
-            if not truncation.empty:
-                made.append(columns)
+        for rows, pairs in self._prepared(name, dataset):
+            total += pairs.truncation()
+            left = zip(rows, pairs.empty.tolist(), strict=True)
+            made += [listed(row) for row, empty in left if not empty]
         self.truncation += total
         if tell and (total.cut or total.empty):
             _logger.warning("%s: %s", name, total)
@@ -285,6 +294,21 @@ class DistillationCollator:
             raise ValueError(f"{name}: expected examples with something to learn, found none: {total}")
         keep_kind = getattr(type(dataset), "from_list", None)
         return PreparedDataset(made) if keep_kind is None else keep_kind(made)
+
+    def _prepared(self, name: str, dataset: Any) -> Iterator[tuple[list[dict[str, Any]], Pairs]]:
+        """Prepare a data set in batches; an error names the example."""
+        for first in range(0, len(dataset), TOGETHER):
+            numbers = range(first, min(first + TOGETHER, len(dataset)))
+            try:
+                yield self._prepare([dataset[n] for n in numbers])
+            except (TypeError, ValueError):
+                for n in numbers:
+                    try:
+                        self._prepare([dataset[n]])
+                    except (TypeError, ValueError) as error:
+                        error_type = TypeError if isinstance(error, TypeError) else ValueError
+                        raise error_type(f"{name}[{n}]: {error}") from error
+                raise
 
     def teacher_examples(self, dataset: Any) -> Iterator[Any]:
         """Yield what a teacher has to read for a data set, for `mlot.saved.save_teacher`.
@@ -299,7 +323,7 @@ class DistillationCollator:
             which targets can be saved, too.
         """
         for n in range(len(dataset)):
-            row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
+            row = dataset[n] if "input_ids" in dataset[n] else self._prepare([dataset[n]])[0][0]
             mask = counted(row["teacher_labels"])
             if any(mask):
                 yield row if self.pairs == "text" else (list(row["teacher_input_ids"]), mask)
@@ -316,7 +340,7 @@ class DistillationCollator:
         if name not in self._keys:
             raise ValueError(f"keep: expected a collator with pairs='text' for targets, got {self.pairs!r}")
         for n in range(len(dataset)):
-            row = dataset[n] if "input_ids" in dataset[n] else self._prepare(dataset[n])[0]
+            row = dataset[n] if "input_ids" in dataset[n] else self._prepare([dataset[n]])[0][0]
             keys.append(row.get(name) or self._keys[name](row))
         return keys
 
@@ -369,24 +393,3 @@ _SIDES = ("student", "teacher")
 _POSITION_COLUMNS = {"boundary": ("pairs",), "index": (), "text": (TEXT_POSITIONS,)}
 _COLUMNS = ("labels", "text_mask", "target_bytes")
 _TEACHER_COLUMNS = ("teacher_input_ids", "teacher_labels")
-
-
-def _pad_token(name: str, tokenizer: Any) -> int:
-    if not hasattr(tokenizer, "eos_token_id"):
-        raise TypeError(
-            f"{name}_tokenizer: expected a tokenizer of transformers, got {type(tokenizer).__name__}"
-        )
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise ValueError(
-        f"{name}_tokenizer: expected a pad token, or an eos token to pad with, found neither; "
-        "set tokenizer.pad_token"
-    )
-
-
-def _limit(tokenizer: Any, given: int | None) -> int | None:
-    if given is not None:
-        return given
-    said = getattr(tokenizer, "model_max_length", None)
-    return int(said) if said is not None and said < _NO_LIMIT else None

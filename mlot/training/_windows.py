@@ -15,7 +15,7 @@ from mlot._examples import Example
 from mlot._hf.pairs import Truncation
 from mlot._hf.tokenizers import token_ids
 from mlot.align import VocabularyMap
-from mlot.training._collator import DistillationCollator
+from mlot.training._collator import TOGETHER, DistillationCollator
 from mlot.training._corpus import as_documents
 
 
@@ -127,18 +127,32 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.pieces)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index not in self._found:
-            piece = self.pieces[index]
-            try:
-                self._found[index] = _compact(self._collators[piece.ends].prepare(piece.example))
-            except (TypeError, ValueError) as error:
-                where = "text" if piece.record is None else piece.record.where
-                raise ValueError(f"{where}: {error}") from error
-        return self._found[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples, as loaders ask for them; they are tokenised together."""
+        lacking = [n for n in dict.fromkeys(indices) if n not in self._found]
+        for ends in self._collators:
+            fresh = [n for n in lacking if self.pieces[n].ends == ends]
+            for first in range(0, len(fresh), TOGETHER):
+                self._tokenise(fresh[first : first + TOGETHER], self._collators[ends])
+        return [self._found[n] for n in indices]
+
+    def _tokenise(self, indices: Sequence[int], collator: DistillationCollator) -> None:
+        try:
+            rows = collator.prepare_batch([self.pieces[n].example for n in indices])
+        except (TypeError, ValueError) as error:
+            if len(indices) == 1:
+                record = self.pieces[indices[0]].record
+                raise ValueError(f"{'text' if record is None else record.where}: {error}") from error
+            for n in indices:
+                self._tokenise([n], collator)
+        else:
+            self._found |= dict(zip(indices, map(_compact, rows), strict=True))
 
     def bytes_per_token(self) -> float:
         """Bytes of text over the reader's tokens that stand for it."""
-        rows = [self[n] for n in range(len(self))]
+        rows = self.__getitems__(range(len(self)))
         tokens = sum(int(np.sum(row["text_mask"])) for row in rows)
         return sum(int(row["target_bytes"]) for row in rows) / max(tokens, 1)
 
@@ -151,7 +165,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     def keys(self) -> list[str]:
         """Keys of all examples in a saved teacher."""
-        return [self[n]["teacher_key"] for n in range(len(self))]
+        return [row["teacher_key"] for row in self.__getitems__(range(len(self)))]
 
     def at_boundaries(self) -> Examples:
         """The same with the positions at which both models have read the same bytes."""
@@ -168,10 +182,11 @@ class Examples(Dataset[dict[str, Any]]):
 
     def drop_empty(self) -> Truncation:
         """Tokenise what may be too long, leave out that of which nothing is left, and say what was cut."""
+        self.__getitems__([n for n, piece in enumerate(self.pieces) if piece.record is not None])
         kept = [
             n
             for n, piece in enumerate(self.pieces)
-            if piece.record is None or any(label != -100 for label in self[n]["labels"])
+            if piece.record is None or any(label != -100 for label in self._found[n]["labels"])
         ]
         self._found = {new: self._found[old] for new, old in enumerate(kept) if old in self._found}
         self.pieces = [self.pieces[n] for n in kept]

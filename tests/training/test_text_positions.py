@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlot._hf.pairs import Pair
+from mlot._hf.pairs import Pairs
 from mlot._hf.render import render
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_text_positions
@@ -42,23 +42,23 @@ def _sides(example, start=True):
     found = []
     for tokenizer, rendered in zip(SIDES, render(example, SIDES, {}), strict=True):
         first = tokenizer.bos_token_id if start else None
-        found.append(tokenize(tokenizer, rendered, first, tokenizer.eos_token_id))
+        found.append(tokenize(tokenizer, [rendered], first, tokenizer.eos_token_id))
     return found
 
 
 def _runs(tokenizer, tokens):
     """Of each target: bytes read before each of its tokens, by the position that predicts it; their number."""
-    for span in tokens.spans:
-        ids = tokens.ids[span.first : span.last]
-        read = {span.first - 1 + n: len(bytes_of(tokenizer, ids[:n])) for n in range(len(ids))}
-        yield read, len(bytes_of(tokenizer, ids)), span
+    for first, last, closing in zip(tokens.first, tokens.last, tokens.closing, strict=True):
+        ids = tokens.ids[first:last].tolist()
+        read = {int(first) - 1 + n: len(bytes_of(tokenizer, ids[:n])) for n in range(len(ids))}
+        yield read, len(bytes_of(tokenizer, ids)), (int(last), int(closing))
 
 
 def _expected(sides):
     """Student, teacher, depth: by counting the bytes before each token of the targets."""
     found = []
     runs = [list(_runs(tokenizer, tokens)) for tokenizer, tokens in zip(SIDES, sides, strict=True)]
-    for (mine, _, span), (others, total, other) in zip(*runs, strict=True):
+    for (mine, _, own_end), (others, total, other_end) in zip(*runs, strict=True):
         ends = [*list(others.values())[1:], total]
         found += [
             [i, j, e - a]
@@ -66,17 +66,17 @@ def _expected(sides):
             for (j, a), b in zip(others.items(), ends, strict=True)
             if a <= e < b and i >= 0 and j >= 0
         ]
-        both = (sides[0], span), (sides[1], other)
-        closing = [tokens.ids[each.last] for tokens, each in both if each.closing > each.last]
-        if closing[::-1] in VOCABULARY.roles.tolist():
-            found.append([span.last - 1, other.last - 1, 0])
+        both = zip(sides, (own_end, other_end), strict=True)
+        closed = [int(tokens.ids[last]) for tokens, (last, closing) in both if closing > last]
+        if closed[::-1] in VOCABULARY.roles.tolist():
+            found.append([own_end[0] - 1, other_end[0] - 1, 0])
     return found
 
 
 @given(example=examples(), start=st.booleans())
 def test_rows_are_those_of_counting_bytes(example, start):
     sides = _sides(example, start)
-    rows, reasons = Pair.of(*sides, None, None).text_positions(VOCABULARY)
+    (rows,), reasons = Pairs.of(*sides, None, None).text_positions(VOCABULARY)
     assert rows[:, :3].tolist() == _expected(sides)
     assert set(reasons) <= {"end", "teacher_first"}
     for i, j, depth, *_, following, chain in rows.tolist():
@@ -93,14 +93,14 @@ def test_rows_are_those_of_counting_bytes(example, start):
 @given(example=examples(), limit=st.integers(2, 24), teacher_limit=st.integers(2, 24))
 def test_what_is_cut_leaves_the_rows_before(example, limit, teacher_limit):
     sides = _sides(example)
-    whole, _ = Pair.of(*sides, None, None).text_positions(VOCABULARY)
-    pair = Pair.of(*sides, limit, teacher_limit)
-    rows, _ = pair.text_positions(VOCABULARY)
-    assert rows.tolist() == whole[whole[:, 0] + 1 < pair.length].tolist()
+    (whole,), _ = Pairs.of(*sides, None, None).text_positions(VOCABULARY)
+    pairs = Pairs.of(*sides, limit, teacher_limit)
+    (rows,), _ = pairs.text_positions(VOCABULARY)
+    assert rows.tolist() == whole[whole[:, 0] + 1 < pairs.lengths].tolist()
     # All that a row refers to is there: the student's next token, and the teacher's tokens of the chain.
-    assert (rows[:, 0] + 1 < pair.length).all()
-    assert (rows[:, 1] + rows[:, 8] < pair.teacher_length).all()
-    labels = sides[0].labels(pair.length)
+    assert (rows[:, 0] + 1 < pairs.lengths).all()
+    assert (rows[:, 1] + rows[:, 8] < pairs.teacher_lengths).all()
+    labels = sides[0].labels[: pairs.lengths[0]]
     predicted = {n - 1 for n, label in enumerate(labels) if label != -100}
     assert set(rows[:, 0].tolist()) <= predicted
     missing = predicted - set(rows[:, 0].tolist())
@@ -110,7 +110,7 @@ def test_what_is_cut_leaves_the_rows_before(example, limit, teacher_limit):
 @given(st.lists(examples(), min_size=1, max_size=4), st.sampled_from(["left", "right"]))
 def test_rows_of_a_batch_point_at_its_tokens(batch, side):
     made = DistillationCollator(STUDENT, TEACHER, padding_side=side, pairs="index")(batch)
-    rows = [Pair.of(*_sides(example), None, None).text_positions(VOCABULARY)[0] for example in batch]
+    rows = [Pairs.of(*_sides(example), None, None).text_positions(VOCABULARY)[0][0] for example in batch]
     masks = made["attention_mask"].numpy(), made["teacher_attention_mask"].numpy()
     shifts = [mask.shape[1] - mask.sum(axis=1) if side == "left" else 0 for mask in masks]
     positions = batch_text_positions(rows, student_offset=shifts[0], teacher_offset=shifts[1])
