@@ -1,30 +1,43 @@
-"""What the responses of inference servers have in common: entries of positions, and tokens given as text."""
+"""What was read from responses: the likeliest tokens of each position, and how a source is made of them."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from mlot import _checks
 from mlot._typing import Tail
 from mlot.topk import TopKLogprobs
 
 #: What stands for "very unlikely" where a format has no minus infinity.
 SENTINEL = -9999.0
-_TOKEN_ID = re.compile(r"token_id:(\d{1,18})")
-_ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+#: Places of the arrays for each entry read, beyond which a few long lists among many short ones are refused.
+_MOST_PLACES, _MOST_PLACES_FOR_ENTRY = 1 << 23, 64
 
 
-class Entry(NamedTuple):
-    """One token that a server named for a position."""
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What was read from responses.
 
-    id: int
-    logprob: float
-    rank: int | None = None
+    Attributes:
+        source: the predictions, ``(B, T, K)``; position t predicts token t + 1.
+        beyond: entries left out because they may not be among the most likely of their position (servers list
+            the token that stands there, too, or in place of another), or come after one that could not be
+            resolved.
+        unknown: positions whose entries end at a token that the vocabulary lacks.
+        ambiguous: positions whose entries end at a token that may be any of several: pieces of characters,
+            which servers write as U+FFFD; words without their leading space; what several ids spell. Tokens
+            given as ids (``token_id:17``, or fields ``id``) are never ambiguous.
+    """
+
+    source: TopKLogprobs
+    beyond: int = 0
+    unknown: int = 0
+    ambiguous: int = 0
 
 
 @dataclass
@@ -36,188 +49,145 @@ class SkipCounts:
     ambiguous: int = 0
 
 
-#: Entries that describe each token of a sequence, ``None`` where there are none.
-Described = Sequence[Sequence[Entry] | None]
+@dataclass
+class Described:
+    """The entries that describe the tokens of one sequence.
 
-
-def attribute(value: Any, name: str) -> Any:
-    """A field of a parsed response, whether it is an object or a dictionary; ``None`` if it lacks it."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-
-
-def is_list(value: Any) -> bool:
-    """Whether a value is a list or a tuple, and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def number(value: Any, where: str) -> float:
-    """A log-probability."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: expected a log-probability, got {type(value).__name__} {value!r}")
-    try:
-        logprob = float(value)
-    except OverflowError as error:
-        raise ValueError(f"{where}: expected a log-probability, got an integer beyond all floats") from error
-    if math.isnan(logprob):
-        raise ValueError(f"{where}: expected a log-probability, got NaN")
-    return logprob
-
-
-def token_id(value: Any, where: str) -> int:
-    """A token's id, which JSON keys give as text."""
-    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{where}: expected a token id, got {value!r}")
-    return value
-
-
-def likeliest(entries: Iterable[Entry], k: int | None, skipped: SkipCounts) -> list[Entry]:
-    """Entries that are the most likely of their position, in descending order.
-
-    Servers add the token that stands there, however unlikely. It is told by its rank, or by being beyond the
-    k that were asked for; what is marked as very unlikely tells nothing. Leaving out the least likely is
-    always safe.
+    Attributes:
+        before: tokens before the first that is described.
+        counts: entries of each token described.
+        ids: all of them, one after the other.
+        logprobs: theirs.
     """
-    given = list(entries)
-    kept = [each for each in given if each.logprob > SENTINEL]
-    kept.sort(key=lambda each: (-each.logprob, each.id))
-    if k is not None:
-        kept = kept[:k]
-    while kept and (kept[-1].rank or 0) > len(kept):
-        kept.pop()
-    skipped.beyond += len(given) - len(kept)
-    return kept
 
+    before: int = 0
+    counts: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
-def assemble(
-    described: Sequence[Described],
-    *,
-    vocab_size: int | None,
-    tail: Tail,
-    temperature: float,
-    length: int | None,
-    padding_side: str,
-    backend: str | None,
-) -> TopKLogprobs:
-    """A source of sequences in which the entries that describe token t + 1 stand at position t.
+    def __len__(self) -> int:
+        return self.before + len(self.counts)
 
-    Raises:
-        ValueError: a sequence is longer than ``length``.
-    """
-    longest = max((len(each) for each in described), default=0)
-    if length is not None and longest > length:
-        raise ValueError(
-            f"length: expected at least {longest}, the tokens of the longest sequence, got {length}"
-        )
-    width = longest if length is None else length
-    most = max((len(entries or ()) for each in described for entries in each[1:]), default=0)
-    ids = np.full((len(described), width, most), -1, dtype=np.int64)
-    logprobs = np.full(ids.shape, -np.inf)
-    for n, sequence in enumerate(described):
-        start = width - len(sequence) if padding_side == "left" else 0
-        for t, entries in enumerate(sequence[1:]):
-            for j, entry in enumerate(entries or ()):
-                ids[n, start + t, j], logprobs[n, start + t, j] = entry.id, entry.logprob
-    if backend not in (None, "numpy"):
-        from mlot.backends import get_backend
-
-        xp = get_backend(str(backend))
-        return TopKLogprobs(xp.from_numpy(ids), xp.from_numpy(logprobs), vocab_size, tail, temperature)
-    return TopKLogprobs(ids, logprobs, vocab_size, tail, temperature)
+    def add(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """The entries of the next token."""
+        self.counts.append(len(ids))
+        self.ids += ids
+        self.logprobs += logprobs
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """Ids of tokens that are given as text or bytes."""
+class Settings:
+    """What all converters take."""
 
-    by_bytes: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
-    by_text: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    opaque: bool = False  #: whether nobody knows what bytes the vocabulary's spelling stands for
+    k: int | None
+    vocab_size: int | None
+    tail: Tail
+    temperature: float
+    length: int | None
+    padding_side: str
+    backend: str | None
 
-    @staticmethod
-    def of(vocabulary: Any) -> Lookup:
-        """Make one from a tokenizer, or from a mapping of text or bytes to ids.
+    def __post_init__(self) -> None:
+        _checks.count("k", self.k, allow_none=True)
+        _checks.count("vocab_size", self.vocab_size, allow_none=True)
+        _checks.divisor("temperature", self.temperature)
+        _checks.count("length", self.length, allow_none=True)
+        _checks.choice("padding_side", self.padding_side, ("right", "left"))
 
-        Raises:
-            TypeError: ``vocabulary`` is neither.
-        """
-        if vocabulary is None:
-            return Lookup()
-        by_bytes: dict[bytes, tuple[int, ...]] = {}
-        by_text: dict[str, tuple[int, ...]] = {}
-        opaque = False
-        for token, surface, i in _tokens(vocabulary):
-            opaque |= surface is None
-            if surface is not None:
-                by_bytes[surface] = (*by_bytes.get(surface, ()), i)
-            if isinstance(token, str):
-                by_text[token] = (*by_text.get(token, ()), i)
-        return Lookup(by_bytes, by_text, opaque)
+    def served(self, sequences: Sequence[Described], skipped: SkipCounts) -> Served:
+        """The source of some sequences, and what was left out of it."""
+        return Served(self._source(sequences), skipped.beyond, skipped.unknown, skipped.ambiguous)
 
-    def find(self, token: str, raw: bytes | None) -> tuple[int, ...]:
-        """Ids that a token can have: none if it is unknown, several if it is ambiguous."""
-        if match := _TOKEN_ID.fullmatch(token):
-            return (int(match[1]),)
-        if raw is None:
-            escaped = _ESCAPED.fullmatch(token)
-            raw = (
-                bytes.fromhex(escaped[1].replace("\\x", "")) if escaped else token.encode("utf-8", "replace")
+    def _source(self, sequences: Sequence[Described]) -> TopKLogprobs:
+        """Entries that describe token t + 1 stand at position t."""
+        longest = max(map(len, sequences), default=0)
+        if self.length is not None and longest > self.length:
+            raise ValueError(
+                f"length: expected at least {longest}, the tokens of the longest sequence, got {self.length}"
             )
-        spelled, by_bytes = self.by_text.get(token, ()), self.by_bytes.get(raw, ())
-        if len(by_bytes) > 1 and len(spelled) == 1 and spelled[0] in by_bytes:
-            return spelled
-        # The same letters may spell other bytes, as in byte-level vocabularies.
-        return by_bytes or (spelled if self.opaque else ())
-
-
-def _tokens(vocabulary: Any) -> Iterable[tuple[str | bytes, bytes | None, int]]:
-    """Tokens of a vocabulary as they are spelled there, the bytes they stand for if known, and their ids."""
-    if isinstance(vocabulary, Mapping):
-        for token, i in vocabulary.items():
-            if not isinstance(token, str | bytes) or isinstance(i, bool) or not isinstance(i, int):
-                raise TypeError(
-                    f"vocabulary: expected text or bytes mapped to ids, got {token!r} mapped to {i!r}"
-                )
-            yield token, token if isinstance(token, bytes) else token.encode("utf-8", "replace"), i
-        return
-    from mlot.align._reader import Reader
-
-    if not hasattr(vocabulary, "get_vocab"):
-        raise TypeError(
-            "vocabulary: expected a tokenizer, or a mapping of text or bytes to ids, "
-            f"got {type(vocabulary).__name__}"
+        width = longest if self.length is None else self.length
+        # Nothing predicts the first token.
+        skips = [int(not each.before) for each in sequences]
+        most = max(
+            (max(each.counts[s:], default=0) for each, s in zip(sequences, skips, strict=True)), default=0
         )
-    reader = Reader(vocabulary)
-    for token, i in vocabulary.get_vocab().items():
-        if i in reader.added or i in reader.special:
-            yield token, str(token).encode(), i
-        else:
-            yield token, None if reader.scheme is None else reader.scheme.surface(token), i
+        places, entries = len(sequences) * width * most, sum(len(each.ids) for each in sequences)
+        if places > _MOST_PLACES and places > _MOST_PLACES_FOR_ENTRY * entries:
+            raise ValueError(
+                f"responses: expected lists of about one length, got one of {most} entries among "
+                f"{entries} in all, at {len(sequences) * width} positions"
+            )
+        ids = np.full((len(sequences), width, most), -1, dtype=np.int64)
+        logprobs = np.full(ids.shape, -np.inf)
+        for n, (each, skip) in enumerate(zip(sequences, skips, strict=True)):
+            start = width - len(each) if self.padding_side == "left" else 0
+            rows = slice(start + each.before + skip - 1, start + max(len(each) - 1, 0))
+            here = np.arange(most) < np.array(each.counts[skip:], dtype=np.int64)[:, None]
+            first = sum(each.counts[:skip])
+            ids[n, rows][here], logprobs[n, rows][here] = each.ids[first:], each.logprobs[first:]
+        if self.backend not in (None, "numpy"):
+            from mlot.backends import get_backend
+
+            xp = get_backend(str(self.backend))
+            ids, logprobs = xp.from_numpy(ids), xp.from_numpy(logprobs)
+        return TopKLogprobs(ids, logprobs, self.vocab_size, self.tail, self.temperature)
 
 
-def resolved(
-    tokens: Iterable[tuple[str, bytes | None, float]], lookup: Lookup, skipped: SkipCounts
-) -> list[Entry]:
-    """Entries of one position, up to the first that has not exactly one id.
+def surely_among(entries: Sequence[tuple[Any, ...]], n: int) -> bool:
+    """Whether no token outside a list can be likelier than entry ``n``: what is left has no more than it."""
+    return probability(entries[n][0]) >= 1 - sum(probability(each[0]) for each in entries)
 
-    What comes after it is left out as well: a token that is absent must be no likelier than one that is kept.
+
+def probability(negative: float) -> float:
+    """The probability of a negative log-probability; what is no log-probability is refused later."""
+    return math.exp(min(-negative, 1.0))
+
+
+def without_described(entries: list[tuple[float, Any]], described: Any) -> list[tuple[float, Any]]:
+    """A list, likeliest first, without the token described where that may stand in place of a likelier one.
+
+    Servers list the token that stands there, beside the likeliest or in place of the last of them. So where
+    it is the least likely of its list it is left out, unless it is sure to be among the likeliest.
+
+    Args:
+        entries: pairs of a negative log-probability and whatever names a token, in ascending order.
+        described: what names the token described.
     """
-    ordered = sorted(tokens, key=lambda each: -each[2])
-    entries: list[Entry] = []
-    seen: set[int] = set()
-    for n, (token, raw, logprob) in enumerate(ordered):
-        if logprob <= SENTINEL:
-            skipped.beyond += len(ordered) - n
+    for n in range(len(entries) - 1, -1, -1):
+        if entries[n][0] < entries[-1][0]:
             break
-        matches = lookup.find(token, raw)
-        if len(matches) != 1 or matches[0] in seen:
-            if matches:
-                skipped.ambiguous += 1
-            else:
-                skipped.unknown += 1
-            skipped.beyond += len(ordered) - n - 1
-            break
-        seen.add(matches[0])
-        entries.append(Entry(matches[0], logprob))
+        if entries[n][1] == described:
+            return entries if surely_among(entries, n) else entries[:n] + entries[n + 1 :]
     return entries
+
+
+def by_rank(
+    entries: list[tuple[float, int, int | None]], k: int | None, told: bool, skipped: SkipCounts
+) -> tuple[list[int], list[float]]:
+    """Entries that are the most likely of their position, likeliest first.
+
+    The token that stands there is told by its rank; where ranks tell nothing it may be the least likely,
+    which is left out then, unless it is sure to be among the likeliest. Leaving out the least likely is
+    always safe.
+
+    Args:
+        entries: negative log-probability, id and rank of each.
+        k: how many were asked for.
+        told: whether ranks can be believed.
+        skipped: what was left out is added here.
+    """
+    given = len(entries)
+    entries.sort()
+    while entries and entries[-1][0] >= -SENTINEL:
+        entries.pop()
+    most = len(entries) if k is None else k
+    if told:
+        del entries[most:]
+        while entries and (entries[-1][2] or 0) > len(entries):
+            entries.pop()
+    else:
+        if entries and not surely_among(entries, -1):
+            entries.pop()
+        del entries[most:]
+    skipped.beyond += given - len(entries)
+    return [each[1] for each in entries], [-each[0] for each in entries]

@@ -16,6 +16,9 @@ LOGITS = np.zeros((2, 4, 9))
 TOP = mlot.TopKLogprobs(np.zeros((2, 3, 1), int), np.full((2, 3, 1), -0.5), vocab_size=5)
 MASKED = {"student_mask": None, "teacher_mask": None, "pairs": None, "reduction": "mean", "num_items": None}
 OPENAI = {"choices": [{"logprobs": {"top_logprobs": [{"a": -0.5}]}}]}
+DESCRIBED = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "a", "logprob": -0.5}]}]
+LLAMA_CPP = {"completion_probabilities": DESCRIBED, "tokens_evaluated": 1}
+OLLAMA = {"logprobs": DESCRIBED, "prompt_eval_count": 1}
 SERVED = {"tail": "zero", "vocab_size": 5, "temperature": 1.0, "length": 2, "padding_side": "left"}
 TOKENS = align.TokenBytes(np.array([1, 2]), np.array([0, 1]), np.array([1, 3]), np.zeros(2, bool), 3)
 
@@ -68,6 +71,22 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, object]]] = {
             **SERVED,
         },
     ),
+    "from_llama_cpp": (
+        serving.from_llama_cpp,
+        {
+            "responses": LLAMA_CPP,
+            "vocabulary": {"a": 1},
+            "prompt_lengths": 1,
+            "k": 1,
+            "backend": None,
+            **SERVED,
+        },
+    ),
+    "from_ollama": (
+        serving.from_ollama,
+        {"responses": OLLAMA, "vocabulary": {"a": 1}, "prompt_lengths": 1, "k": 1, "backend": None, **SERVED},
+    ),
+    "merge_chunks": (serving.merge_chunks, {"chunks": [OPENAI]}),
     "example_key": (saved.example_key, {"ids": [1, 2], "mask": [True, False]}),
     "fingerprint": (saved.fingerprint, {"tokenizer": None}),
     "model_fingerprint": (saved.model_fingerprint, {"model": None}),

@@ -256,18 +256,52 @@ def _served(_: Path) -> Target:
             return  # the client's own parser
         for reader in (
             serving.from_vllm,
+            lambda value: serving.from_vllm(value, generated=True),
             serving.from_sglang,
             lambda value: serving.from_openai(value, vocabulary, prompt_lengths=1),
+            lambda value: serving.from_openai(value, vocabulary, prompt_lengths=0, k=2),
+            lambda value: serving.from_llama_cpp(value, vocabulary),
+            lambda value: serving.from_ollama(value, vocabulary),
+            lambda value: serving.from_openai(serving.merge_chunks(value), vocabulary, prompt_lengths=1),
         ):
             try:
                 reader(value)
             except (TypeError, ValueError) as error:
                 _require_named(error)
 
+    top = [
+        {"id": 5, "token": "a", "bytes": [97], "logprob": -0.5},
+        {"token": "\ufffd", "bytes": [195], "logprob": -2.0},
+    ]
+    described = [{**each, "top_logprobs": top} for each in top]
+    flat = {
+        "start_indices": [0, 0, 2],
+        "end_indices": [0, 2, 3],
+        "token_ids": [5, 7, 6],
+        "logprobs": [-0.5, -2.0, -0.25],
+        "ranks": [1, 2, 1],
+    }
     small = (
         [None, {"5": {"logprob": -0.1, "rank": 1}, "7": -3.0}],
         {"meta_info": {"input_top_logprobs": [None, [[-0.1, 5, None], [-3.0, 7, None]]]}},
-        {"choices": [{"logprobs": {"top_logprobs": [None, {"a": -0.5, "token_id:7": -2.0}]}}]},
+        {
+            "choices": [
+                {"logprobs": {"tokens": ["", "a"], "top_logprobs": [None, {"a": -0.5, "token_id:7": -2.0}]}}
+            ]
+        },
+        {
+            "choices": [{"logprobs": {"content": described}}],
+            "usage": {"prompt_tokens": 2, "completion_tokens": 1},
+        },
+        {"completion_probabilities": described, "tokens_evaluated": 3},
+        {
+            "completion_probabilities": [{"content": "a", "probs": [{"tok_str": "a", "prob": 0.5}]}],
+            "tokens_evaluated": 3,
+        },
+        {"logprobs": described, "prompt_eval_count": 3},
+        [{"choices": [{"index": n, "logprobs": {"content": described}}]} for n in (1, 0)],
+        {"prompt_logprobs": flat, "outputs": [{"logprobs": flat}]},
+        flat,
     )
     seeds = [path.read_bytes() for path in sorted(folder.glob("*.json"))]
     return Target([*seeds, *(json.dumps(each).encode() for each in small)], read)
