@@ -16,7 +16,6 @@ from mlot.traces import Traces
 __all__ = ["LinearHead", "Predictions", "Source", "arrays_of"]
 
 #: Bytes of logits of a head that are formed at a time, unless it says otherwise.
-CHUNK_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +34,9 @@ class LinearHead(Composite):
         bias: ``(V,)`` or ``None``.
         softcap: positive bound on the logits' magnitude, or ``None``.
         scale: factor on the logits before the cap, or ``None``.
-        chunk_bytes: bytes of logits that are formed at a time, one position at least. More is faster, since
-            the weight is read once for each chunk; the NumPy backend goes by positions whatever it is.
+        chunk_bytes: bytes of logits that are formed at a time, one position at least; ``None``: 48 MiB on the
+            host, 256 MiB on accelerators. More is faster, since the weight is read once for each chunk; the
+            NumPy backend goes by positions whatever it is.
 
     Raises:
         TypeError: an array has no shape, or a number is not one.
@@ -54,7 +54,7 @@ class LinearHead(Composite):
     bias: Array | None = None
     softcap: float | None = None
     scale: float | None = None
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, wanted, rank in (("hidden", "(B, T, D)", 3), ("weight", "(V, D)", 2), ("bias", "(V,)", 1)):
@@ -82,7 +82,8 @@ class LinearHead(Composite):
                 raise TypeError(f"{name}: expected a number or None, got {type(number).__name__}")
             if not math.isfinite(number) or (name == "softcap" and number <= 0) or number == 0:
                 raise ValueError(f"{name}: expected a finite, non-zero number (softcap > 0), got {number}")
-        _checks.count("chunk_bytes", self.chunk_bytes)
+        if self.chunk_bytes is not None:
+            _checks.count("chunk_bytes", self.chunk_bytes)
 
     @property
     def shape(self) -> tuple[int, int, int]:

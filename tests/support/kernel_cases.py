@@ -9,7 +9,8 @@ import torch
 import mlot
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import ops as torch_ops
-from mlot.backends.torch import uld_kernels
+from mlot.backends.torch import transport_kernels, uld_kernels
+from mlot.backends.torch.costs import PairwiseL1
 from mlot.backends.torch.read import Request
 from mlot.backends.torch.statistics import Settings
 from problems import as_numpy, assert_close, make_problem, rounding
@@ -22,9 +23,12 @@ SHAPES = [(1, 1, 1, 1, 2), (2, 5, 4, 7, 16), (3, 4, 6, 33, 9), (1, 9, 3, 300, 13
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Names of the launchers that were called, so that no case passes without its kernel."""
     seen: set[str] = set()
-    names = ("row_totals", "column_sums", "row_gradient", "rounds", "rounds_back")
-    places = [(torch_kernels, name) for name in names]
-    for module, name in [*places, (uld_kernels, "compare_rows"), (uld_kernels, "gradient_of")]:
+    names = {
+        torch_kernels: ("row_totals", "column_sums", "row_gradient"),
+        transport_kernels: ("rounds", "rounds_back", "rounds_back_large", "pairwise_l1", "pairwise_l1_back"),
+        uld_kernels: ("compare_rows", "gradient_of"),
+    }
+    for module, name in ((module, name) for module, some in names.items() for name in some):
         original = getattr(module, name)
 
         def spy(*args: object, name: str = name, original: object = original, **kwargs: object) -> object:
@@ -65,7 +69,10 @@ def test_loss_and_gradient(
     )
     want = mlot.multi_level_ot(**problem.arguments(), config=config, reduction="none")
     result, gradients = evaluate(problem, config, torch.float64)
-    assert launched == {"row_totals", "column_sums", "row_gradient", "rounds", "rounds_back"}
+    assert launched == {
+        *("row_totals", "column_sums", "row_gradient", "rounds", "rounds_back"),
+        *("pairwise_l1", "pairwise_l1_back"),
+    }
     floor = rounding(problem, config)
     for name in ("had", "sl", "sd", "loss"):
         assert_close(getattr(result, name), getattr(want, name), 1e-10, floor, name)
@@ -156,6 +163,7 @@ def test_sinkhorn(
     found, gradients = compute()
     assert "rounds" in launched
     assert ("rounds_back" in launched) == (max(shape) < 100)
+    assert ("rounds_back_large" in launched) == (max(shape) > 100)
     for name in ("plan", "value", "marginal_error"):
         assert_close(getattr(found, name), getattr(want, name), 1e-10, 1e-13, name)
     monkeypatch.setenv("MLOT_KERNELS", "eager")
@@ -229,6 +237,9 @@ def test_uld(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pairs in any order, some of the same position; flat rows, whose bins decide nothing, and peaked ones."""
+    monkeypatch.setattr(uld_kernels, "_FULLEST_BIN", 40)  # the interpreter takes long to compare
+    if widths[0] == 5000 and (sharpness, dtype) != (3.0, torch.float32):
+        widths = (700, 520)
     rng = np.random.default_rng(0)
     sides = [
         torch.from_numpy(sharpness * rng.normal(size=(2, 4, width))).to(DEVICE, dtype) for width in widths
@@ -261,6 +272,68 @@ def test_uld(
     for got, expected in zip(gradients, exact, strict=True):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), expected, rtol=1e3 * tolerance, atol=tolerance)
+
+
+def test_uld_of_rows_that_are_sorted(launched: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a bin is too full to compare each with each, the rows are sorted, with the same result."""
+    rng = np.random.default_rng(1)
+    sides = [torch.from_numpy(rng.normal(size=(2, 3, width))).to(DEVICE) for width in (90, 200)]
+    results = []
+    for limit in (2048, 1):
+        monkeypatch.setattr(uld_kernels, "_FULLEST_BIN", limit)
+        leaves = [side.clone().requires_grad_() for side in sides]
+        value = mlot.uld(*leaves)
+        results.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="products of bfloat16 in float32 are for tensor cores")
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_heads_of_bfloat16(softcap: float | None) -> None:
+    """As near to the truth as with logits formed, which rounds the gradient of the logits, too."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    hidden, weight, teacher = (
+        torch.randn(shape, generator=generator, device=DEVICE, dtype=torch.bfloat16)
+        for shape in ((2, 30, 64), (3000, 64), (2, 30, 500))
+    )
+    weight /= 8
+
+    def gradients(dtype: torch.dtype, *, formed: bool) -> tuple:
+        leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        head = mlot.LinearHead(*leaves, softcap=softcap, chunk_bytes=120_000)
+        source = head
+        if formed:
+            source = leaves[0] @ leaves[1].mT
+            source = source if softcap is None else softcap * (source / softcap).tanh()
+        config = mlot.MultiLevelOTConfig(k=6, matching="rank", sd_weight=0)
+        return torch.autograd.grad(mlot.multi_level_ot(source, teacher.to(dtype), config=config).loss, leaves)
+
+    truth = gradients(torch.float64, formed=False)
+    naive, ours = gradients(torch.bfloat16, formed=True), gradients(torch.bfloat16, formed=False)
+    for got, other, want in zip(ours, naive, truth, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - want).norm() <= (other - want).norm() + 1e-3 * want.norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 4), (17, 33, 50), (70, 20, 3)])
+def test_distances(shape: tuple[int, int, int], launched: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances of points, some equal in a coordinate, and the gradient through a transposed cost."""
+    n, m, depth = shape
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.normal(size=(2, size, depth)).round(1)).to(DEVICE) for size in (n, m))
+    slope = torch.from_numpy(rng.normal(size=(2, m, n))).to(DEVICE)
+
+    def compute() -> tuple:
+        leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+        cost = PairwiseL1.apply(*leaves)
+        return cost.detach(), *torch.autograd.grad((cost.mT * slope).sum(), leaves)
+
+    got = compute()
+    assert launched == {"pairwise_l1", "pairwise_l1_back"}
+    monkeypatch.setenv("MLOT_KERNELS", "eager")
+    for one, other in zip(got, compute(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_uld_without_pairs_and_with_one_gradient(launched: set[str]) -> None:

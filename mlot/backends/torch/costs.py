@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
+from mlot.backends.torch import transport_kernels
 from mlot.backends.torch.derivatives import once_differentiable
 
 
@@ -20,7 +22,7 @@ class PairwiseL1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.contiguous(), y.contiguous()
-        cost = torch.cdist(x, y, p=1.0)
+        cost = transport_kernels.pairwise_l1(x, y) if torch_kernels.usable(x) else torch.cdist(x, y, p=1.0)
         ctx.save_for_backward(x, y)
         return cost
 
@@ -36,6 +38,8 @@ class PairwiseL1(torch.autograd.Function):
 
 def _point_gradient(x: Tensor, y: Tensor, cost_bar: Tensor) -> Tensor:
     """Gradient of the first set of points."""
+    if torch_kernels.usable(x):
+        return transport_kernels.pairwise_l1_back(x, y, cost_bar)
     if torch_rows.can_look(x.device):  # on the host
         # The last argument is read only for other norms than p = 1.
         cost_bar = cost_bar.contiguous()

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Largest problem, in entries of the padded cost, that one program holds in registers.
-SMALL_PROBLEM = 128 * 128
+_STRETCH = 128  # rows that one program sums up
 
 
 @cache
@@ -43,6 +42,8 @@ def usable(tensor: Tensor) -> bool:
         raise ValueError(f"MLOT_KERNELS: expected 'auto' or 'eager', got {wish!r}")
     if wish == "eager":
         return False
+    if torch.compiler.is_compiling():
+        return False  # the compiler makes kernels of its own
     if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return False
     return _kernels() is not None
@@ -64,38 +65,49 @@ def row_totals(
     top = torch.empty((batch, length), dtype=dtype, device=logits.device)
     totals = top.new_empty((len(temperatures) + (left_out is not None), batch, length))
     base, extra = temperatures[0], temperatures[-1]
-    count = 0 if left_out is None else left_out.shape[2]
     if batch * length:
-        tokens = top if left_out is None else left_out.to(torch.int32).sort(2).values
+        bits = top if left_out is None else _bits(left_out, vocabulary)
         _kernels().row_totals[(batch * length,)](
             logits,
             mask.contiguous(),
-            tokens,
+            bits,
             top,
             totals,
             *logits.stride()[:2],
             batch * length,
             length,
             vocabulary,
-            count,
+            0 if left_out is None else bits.shape[2],
             INVERSE=1 / base,
             INVERSE_EXTRA=1 / extra,
             EXTRA=len(temperatures) == 2,
             DOUBLED=len(temperatures) == 2 and extra == 2 * base,
-            LEFT_OUT=_power(count) if count else 0,
+            LEFT_OUT=left_out is not None,
             BLOCK=block_size(vocabulary, 4096),
             num_warps=8,
         )
     return top, totals
 
 
+def _bits(tokens: Tensor, vocabulary: int) -> Tensor:
+    """A bit for each token of the vocabulary ``(B, T, words)`` int32, set for the listed ones."""
+    tokens = tokens.sort(2).values
+    repeated = torch.zeros_like(tokens, dtype=torch.bool)
+    repeated[..., 1:] = tokens[..., 1:] == tokens[..., :-1]
+    one = (~repeated & (tokens >= 0)).to(torch.int32)
+    tokens = tokens.clamp(min=0)
+    words = one.new_zeros((*tokens.shape[:2], -(-vocabulary // 32)))
+    return words.scatter_add_(2, tokens // 32, one << (tokens % 32).to(torch.int32))  # each bit at most once
+
+
 def column_sums(logits: Tensor, mask: Tensor, top: Tensor, totals: Tensor, temperature: float) -> Tensor:
     """Sums ``(B, V)`` of probabilities over the valid positions."""
     batch, length, vocabulary = logits.shape
-    mass = top.new_zeros((batch, vocabulary))
-    if mass.numel() and length:
-        block = block_size(vocabulary, 256)
-        _kernels().column_sums[(batch, -(-vocabulary // block))](
+    stretches = -(-length // _STRETCH)
+    mass = top.new_zeros((batch, stretches, vocabulary))
+    if mass.numel():
+        block = block_size(vocabulary, 512)
+        _kernels().column_sums[(batch, -(-vocabulary // block), stretches)](
             logits,
             mask.contiguous(),
             top,
@@ -105,10 +117,11 @@ def column_sums(logits: Tensor, mask: Tensor, top: Tensor, totals: Tensor, tempe
             length,
             vocabulary,
             INVERSE=1 / temperature,
-            ROWS=block_size(length, 8),
+            STRETCH=_STRETCH,
+            ROWS=8,
             BLOCK=block,
         )
-    return mass
+    return mass.sum(1)
 
 
 def row_gradient(
@@ -153,64 +166,11 @@ def row_gradient(
     return gradient
 
 
-def small(cost: Tensor) -> bool:
-    """Whether one program can hold a problem."""
-    return _power(cost.shape[1]) * _power(cost.shape[2]) <= SMALL_PROBLEM
-
-
-def rounds(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, n_iter: int) -> tuple[Tensor, Tensor]:
-    """Scalings after every round, ``(N, B, T_t)`` and ``(N, B, T_s)``, in the exponential form."""
-    batch, height, width = cost.shape
-    cost, a, b = cost.contiguous(), a.contiguous(), b.contiguous()
-    us, vs = a.new_empty((n_iter, batch, height)), b.new_empty((n_iter, batch, width))
-    if not cost.numel():
-        return us.zero_(), vs.zero_()
-    if small(cost):
-        _kernels().sinkhorn_rounds[(batch,)](
-            cost, a, b, us, vs, batch, height, width, n_iter, INVERSE=1 / epsilon,
-            HEIGHT=_power(height), WIDTH=_power(width), num_warps=8,
-        )  # fmt: skip
-        return us, vs
-    v = (b > 0).to(b.dtype)
-    by_rows = (*cost.stride(), height, width)
-    by_columns = (cost.stride(0), cost.stride(2), cost.stride(1), width, height)
-    for n in range(n_iter):
-        for weight, other, out, layout in ((a, v, us[n], by_rows), (b, us[n], vs[n], by_columns)):
-            _kernels().sinkhorn_half_round[(batch, -(-layout[3] // 16))](
-                cost,
-                weight,
-                other,
-                out,
-                *layout,
-                INVERSE=1 / epsilon,
-                ROWS=16,
-                BLOCK=block_size(layout[4], 128),
-            )
-        v = vs[n]
-    return us, vs
-
-
-def rounds_back(
-    cost: Tensor, a: Tensor, b: Tensor, epsilon: float, us: Tensor, vs: Tensor, log_plan_bar: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the logarithms of kernel, a and b, of small problems."""
-    batch, height, width = cost.shape
-    cost, log_plan_bar = cost.contiguous(), log_plan_bar.contiguous()
-    kernel_bar, a_bar, b_bar = torch.empty_like(cost), torch.empty_like(us[0]), torch.empty_like(vs[0])
-    if cost.numel():
-        _kernels().sinkhorn_rounds_back[(batch,)](
-            cost, a.contiguous(), b.contiguous(), us, vs, log_plan_bar, kernel_bar, a_bar, b_bar,
-            batch, height, width, len(us), INVERSE=1 / epsilon,
-            HEIGHT=_power(height), WIDTH=_power(width), num_warps=8,
-        )  # fmt: skip
-    return kernel_bar, a_bar, b_bar
-
-
-def _power(size: int) -> int:
+def power_of_two(size: int) -> int:
     """Least power of two that is not below a size."""
     return 1 << max(0, size - 1).bit_length()
 
 
 def block_size(size: int, most: int) -> int:
     """Number of entries that one program takes at a time."""
-    return min(_power(size), most)
+    return min(power_of_two(size), most)

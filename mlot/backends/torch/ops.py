@@ -84,7 +84,7 @@ def _rows(
 ) -> RowSource:
     if weight is None:
         return SourceLayout(first).rows((first,))
-    head = LinearHead(first, weight, bias, softcap, scale, chunk_bytes)
+    head = LinearHead(first, weight, bias, softcap, scale, chunk_bytes or None)
     return SourceLayout(head).rows((first, weight, bias))
 
 

@@ -18,6 +18,9 @@ from mlot.sources import LinearHead
 #: Bytes of one slice of logits, on the host (for each thread, in its cache) and on accelerators.
 HOST_SLICE_BYTES = 1 << 20
 DEVICE_SLICE_BYTES = 1 << 28
+#: Bytes of the logits of a head that are formed at a time, unless it says otherwise.
+HOST_CHUNK_BYTES = 48 << 20
+DEVICE_CHUNK_BYTES = 1 << 28
 
 #: Which positions: a block of sequences by positions, or a list of both.
 Where: TypeAlias = tuple[slice, slice] | tuple[Tensor, Tensor]
@@ -200,11 +203,15 @@ class HeadRows:
         chunk_bytes: int,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
-        self.softcap, self.scale, self.chunk_bytes = softcap, scale, chunk_bytes
+        self.softcap, self.scale = softcap, scale
         self.shape = torch.Size((*hidden.shape[:2], weight.shape[0]))
         self.device = hidden.device
         self.dtype = compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
         self.scratch, self._chunk = Scratch(self.dtype, self.device), Scratch(self.dtype, self.device)
+        self.chunk_bytes = chunk_bytes or (HOST_CHUNK_BYTES if can_look(self.device) else DEVICE_CHUNK_BYTES)
+        both = hidden.dtype == weight.dtype == torch.bfloat16
+        #: Whether products of bfloat16 are summed in float32 as they are, which tensor cores do.
+        self.mixed = both and self.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")
 
     def slice_rows(self) -> int:
         return rows_in_slice(self.device, self.shape[2], self.dtype.itemsize)
@@ -213,11 +220,15 @@ class HeadRows:
         return max(1, self.chunk_bytes // max(1, self.shape[2] * self.dtype.itemsize))
 
     def read(self, where: Where) -> Tensor:
-        hidden = self.hidden[where].to(self.dtype)
+        hidden = self.hidden[where]
         logits = self._chunk((*hidden.shape[:-1], self.shape[2]))
         flat, out = hidden.flatten(0, -2), logits.flatten(0, -2)
-        for v in self.blocks():
-            torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])
+        if self.mixed:
+            torch.ops.aten.mm.dtype_out(flat, self.weight.T, self.dtype, out=out)
+        else:
+            flat = flat.to(self.dtype)
+            for v in self.blocks():
+                torch.mm(flat, self.weight[v].to(self.dtype).T, out=out[:, v])
         return self._finish(logits, self.bias)
 
     def columns(self, columns: Tensor) -> Tensor:
@@ -311,12 +322,20 @@ class HeadGradient:
         hidden = self.rows.hidden[where]
         if valid is not None:
             hidden = hidden.masked_fill(~valid[..., None], 0)  # 0 times what it holds may be no number
-        if self.weight is not None:
+        if self.rows.mixed:  # rounded as the gradient of logits is that were formed in this type
+            flat = flat.to(hidden.dtype)
+        if self.weight is not None and self.rows.mixed:
+            self.weight = torch.ops.aten.addmm.dtype(
+                self.weight, flat.T, hidden.flatten(0, -2), self.rows.dtype
+            )
+        elif self.weight is not None:
             self.weight.addmm_(flat.T, hidden.flatten(0, -2).to(self.rows.dtype))
         if self.hidden is None:
             return
         total = torch.zeros_like(hidden, dtype=self.rows.dtype)
-        for v in self.rows.blocks():
+        if self.rows.mixed:
+            torch.ops.aten.mm.dtype_out(flat, self.rows.weight, total.dtype, out=total.flatten(0, -2))
+        for v in () if self.rows.mixed else self.rows.blocks():
             total.flatten(0, -2).addmm_(flat[:, v], self.rows.weight[v].to(self.rows.dtype))
         if isinstance(where[0], Tensor):
             self.hidden.index_put_(where, total, accumulate=True)
@@ -340,7 +359,7 @@ class SourceLayout:
         head = source if isinstance(source, LinearHead) else None
         self.softcap = None if head is None else head.softcap
         self.scale = None if head is None else head.scale
-        self.chunk_bytes = 0 if head is None else head.chunk_bytes
+        self.chunk_bytes = 0 if head is None else head.chunk_bytes or 0
         self.tensors: tuple[Tensor | None, ...] = (
             (source,) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
         )

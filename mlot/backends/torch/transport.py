@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mlot.backends.torch import kernels as torch_kernels
+from mlot.backends.torch import transport_kernels
 from mlot.backends.torch.derivatives import once_differentiable
 
 #: Largest C / λ for which the exponential form is used: e^-40 is far from underflow in float32, and scalings
@@ -56,8 +57,12 @@ class Exponential:
     def back(
         self, us: Tensor, vs: Tensor, log_plan_bar: Tensor, active: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if active is None and torch_kernels.usable(self.cost) and torch_kernels.small(self.cost):
-            return torch_kernels.rounds_back(self.cost, self.a, self.b, self.epsilon, us, vs, log_plan_bar)
+        if active is None and torch_kernels.usable(self.cost):
+            given = (self.cost, self.a, self.b, self.epsilon, us, vs, log_plan_bar)
+            if transport_kernels.small(self.cost):
+                return transport_kernels.rounds_back(*given)
+            factor, other, log_a_bar, log_b_bar = transport_kernels.rounds_back_large(*given)
+            return log_plan_bar - torch.bmm(factor, other).mul_(self.kernel), log_a_bar, log_b_bar
         f, g = log_plan_bar.sum(2), log_plan_bar.sum(1)
         log_a_bar, log_b_bar = torch.zeros_like(f), torch.zeros_like(g)
         left, right = [], []
@@ -176,7 +181,7 @@ def _rounds(
     scalings while others go on, so that its result does not depend on theirs.
     """
     if tol is None and isinstance(half, Exponential) and torch_kernels.usable(half.cost):
-        us, vs = torch_kernels.rounds(half.cost, a, b, half.epsilon, n_iter)
+        us, vs = transport_kernels.rounds(half.cost, a, b, half.epsilon, n_iter)
         return us, vs, ((a > 0).any(1) & (b > 0).any(1)) * n_iter
     return _rounds_one_by_one(half, a, b, n_iter, tol)
 

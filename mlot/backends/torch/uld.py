@@ -45,7 +45,7 @@ class Uld(torch.autograd.Function):
         kept: list[list[Signs]] = [[], []]
         for piece in ctx.pieces:
             s, t = (rows.read(_at(where, piece)).softmax(-1, dtype=dtype) for rows, where in sides)
-            signs, spread = _sorted(s, t) if ctx.bits is None else _counted(s, t, ctx.bits)
+            signs, spread = sorted_signs(s, t) if ctx.bits is None else _counted(s, t, ctx.bits)
             for side, values in enumerate((s, t)):
                 total = values.mul_(spread[side]).sum(1, dtype=torch.float64).to(dtype)
                 distance[piece] += total
@@ -135,7 +135,7 @@ def _counted(student: Tensor, teacher: Tensor, bits: int) -> tuple[list[Signs], 
     return signs, [each.spread(own, one, none) for each, own in zip(signs, bins, strict=True)]
 
 
-def _sorted(student: Tensor, teacher: Tensor) -> tuple[list[Signs], list[Tensor]]:
+def sorted_signs(student: Tensor, teacher: Tensor) -> tuple[list[Signs], list[Tensor]]:
     """Signs of both sides from a sort: those of all probabilities, none of them listed."""
     ordered = [probs.sort(dim=-1, descending=True) for probs in (student, teacher)]
     width = min(student.shape[1], teacher.shape[1])

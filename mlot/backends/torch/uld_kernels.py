@@ -1,7 +1,7 @@
 """Universal logit distillation by Triton kernels: counts in place of a sort, and one gradient, written once.
 
 See `mlot.backends.torch.uld_counts` for how counts decide on signs. The probabilities that they leave open
-are listed, in every row as many as in the fullest one, for which number the host waits once for each piece.
+are listed bin by bin and compared with each other; the host waits once for each piece to learn how many.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from torch import Tensor
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
-from mlot.backends.torch.uld_counts import Comparison, constants_of, fraction_bits, number_of_bins
+from mlot.backends.torch.uld import sorted_signs
+from mlot.backends.torch.uld_counts import constants_of, fraction_bits, number_of_bins
 
-_BYTES_OF_A_BIN = 40  # counts, sums of them and signs, of both sides
+_BYTES = 1 << 29  # of counts and what is made of them, at a time
+_BYTES_OF_A_BIN = 25
 _BLOCK = 4096
+_FULLEST_BIN = 2048  # whose probabilities are compared each with each
+_SCALE = 2.0**52  # of probabilities as whole numbers
 
 
 def serve(student: Any, teacher: Any) -> bool:
@@ -47,10 +51,30 @@ class _Side(NamedTuple):
         starts = b * logits.stride(0) + i * logits.stride(1)
         return cls(logits, mask, top.flatten(), totals.flatten(), row, starts)
 
-    def of_pairs(self, piece: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Offsets, largest logits and log-sum-exps of some pairs."""
+    def of_pairs(self, piece: slice) -> _Rows:
         row = self.row[piece]
-        return self.starts[piece], self.top[row], self.totals[row]
+        return _Rows(self.logits, row, self.starts[piece], self.top[row], self.totals[row])
+
+
+class _Rows(NamedTuple):
+    """The rows of some pairs in one side's logits."""
+
+    logits: Tensor
+    row: Tensor
+    starts: Tensor
+    top: Tensor
+    totals: Tensor
+
+    @property
+    def width(self) -> int:
+        return int(self.logits.shape[2])
+
+    def probabilities(self, piece: slice, valid: Tensor) -> Tensor:
+        """Those of some of the pairs, 0 where a pair is none."""
+        length = self.logits.shape[1]
+        logits = self.logits[self.row[piece] // length, self.row[piece] % length].to(self.top.dtype)
+        probs = (logits - self.top[piece, None]).sub_(self.totals[piece, None]).exp_()
+        return probs.masked_fill_(~valid[:, None], 0)
 
 
 class UldByKernels(torch.autograd.Function):
@@ -72,10 +96,10 @@ class UldByKernels(torch.autograd.Function):
             torch.empty((len(valid), width + 1 if want else 0), dtype=torch.int8, device=valid.device)
             for width, want in zip(widths, wanted, strict=True)
         ]
-        step = max(1, torch_rows.DEVICE_SLICE_BYTES // (_BYTES_OF_A_BIN * number_of_bins(bits)))
+        step = max(1, _BYTES // (_BYTES_OF_A_BIN * number_of_bins(bits)))
         for start in range(0, len(valid), step):
             piece = slice(start, start + step)
-            compared = [(side.logits, *side.of_pairs(piece)) for side in sides]
+            compared = [side.of_pairs(piece) for side in sides]
             totals = compare_rows(compared, valid[piece], bits, [each[piece] for each in signs], wanted)
             for mean, total in zip(means, totals, strict=True):
                 mean[piece] = total
@@ -101,52 +125,94 @@ class UldByKernels(torch.autograd.Function):
 
 
 def compare_rows(
-    compared: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    compared: list[_Rows],
     valid: Tensor,
     bits: int,
     signs: list[Tensor],
     wanted: tuple[bool, ...],
 ) -> list[Tensor]:
     """Sum of the probabilities of each side with their signs, which are written where they are wanted."""
-    module, rows = torch_kernels.module("triton_uld"), len(valid)
-    fraction, lowest, highest = constants_of(compared[0][2].dtype, bits)
+    kernels, rows = torch_kernels.module("triton_uld"), len(valid)
+    dtype, device = compared[0].top.dtype, valid.device
+    fraction, lowest, highest = constants_of(dtype, bits)
+    bins = highest + 1
     constants = {"FRACTION": fraction, "LOWEST": lowest, "HIGHEST": highest}
+    widths = [side.width for side in compared]
     counts = []
-    for logits, starts, top, totals in compared:
-        vocabulary = logits.shape[2]
-        count = torch.zeros((rows, highest + 1), dtype=torch.int32, device=valid.device)
-        block = torch_kernels.block_size(vocabulary, _BLOCK)
-        module.uld_counts[(rows, -(-vocabulary // block))](
-            logits, starts, valid, top, totals, count, vocabulary, **constants, BLOCK=block, num_warps=8
+    for logits, _, starts, top, totals in compared:
+        count = torch.zeros((rows, bins), dtype=torch.int32, device=device)
+        block, blocks = _blocks(logits)
+        kernels.uld_counts[(rows, blocks)](
+            logits, starts, valid, top, totals, count, logits.shape[2], **constants, BLOCK=block, num_warps=8
         )
-        count[:, 0] = torch.where(valid, vocabulary - count.sum(1, dtype=torch.int32), 0)
+        count[:, 0] = torch.where(valid, logits.shape[2] - count.sum(1, dtype=torch.int32), 0)
         counts.append(count)
-    widths = [logits.shape[2] for logits, *_ in compared]
-    comparison = Comparison.of((counts[0], counts[1]), (widths[0], widths[1]))
-    capacities = torch.stack([ends[:, -1].amax() for ends in comparison.undecided]).tolist()
-    results, listed, places = [], [], []
-    for n, (logits, starts, top, totals) in enumerate(compared):
-        values = top.new_full((rows, capacities[n]), torch.inf)
-        place = torch.full(values.shape, widths[n], dtype=torch.int32, device=valid.device)
-        distance = torch.empty(rows, dtype=torch.float64, device=valid.device)
-        module.uld_signs[(rows,)](
-            logits, starts, valid, top, totals, comparison.table, signs[n], values, place, distance,
+    table = torch.empty((rows, bins), dtype=torch.int8, device=device)
+    above, places = ([torch.empty_like(count) for count in counts] for _ in range(2))
+    listed = torch.empty((rows, 3), dtype=torch.int32, device=device)
+    kernels.uld_bins[(rows,)](
+        *counts, table, *above, *places, listed, *widths,
+        BINS=bins, BLOCK=torch_kernels.block_size(bins, 1024), num_warps=4,
+    )  # fmt: skip
+    *capacities, fullest = listed.amax(0).tolist()
+    if fullest > _FULLEST_BIN:
+        return _compare_by_sorting(compared, valid, signs, wanted)
+    values = [torch.empty((rows, room), dtype=dtype, device=device) for room in capacities]
+    tokens = [torch.empty((rows, room), dtype=torch.int32, device=device) for room in capacities]
+    results = []
+    for n, (logits, _, starts, top, totals) in enumerate(compared):
+        block, blocks = _blocks(logits)
+        sums = torch.empty((rows, blocks), dtype=dtype, device=device)
+        kernels.uld_signs[(rows, blocks)](
+            logits, starts, valid, top, totals, table, places[n], signs[n], values[n], tokens[n], sums,
             widths[n], signs[n].stride(0), capacities[n],
-            SIDE=1 - 2 * n, KEEP=wanted[n], **constants,
-            BLOCK=torch_kernels.block_size(widths[n], _BLOCK), num_warps=8,
+            SIDE=1 - 2 * n, KEEP=wanted[n], **constants, BLOCK=block, num_warps=8,
         )  # fmt: skip
-        results.append(distance)
-        listed.append(values)
-        places.append(place)
-    if max(capacities):
-        resolved = comparison.signs((listed[0], listed[1]), bits)
-        for n, sign in enumerate(resolved):
-            results[n] += (
-                (sign * listed[n]).masked_fill_(places[n] == widths[n], 0).sum(1, dtype=torch.float64)
-            )
-            if wanted[n]:
-                signs[n].scatter_(1, places[n].long(), sign)
+        results.append(sums.sum(1, dtype=torch.float64))
+    for own, other in ((0, 1), (1, 0)):
+        room = capacities[own]
+        if not room:
+            continue
+        sign = torch.empty((rows, room), dtype=torch.int8, device=device)
+        kernels.uld_undecided[(rows, -(-room // 128))](
+            values[own], tokens[own], values[other], counts[own], places[own], above[own],
+            counts[other], places[other], above[other], listed, sign, room, capacities[other],
+            SIDE=own, **constants, BLOCK=128,
+        )  # fmt: skip
+        used = torch.arange(room, device=device) < listed[:, own, None]
+        # A sum of whole numbers does not depend on the order in which the list was written.
+        parts = (values[own].double() * _SCALE).long() * sign
+        results[own] += parts.masked_fill_(~used, 0).sum(1).double() / _SCALE
+        if wanted[own]:
+            signs[own].scatter_(1, torch.where(used, tokens[own], widths[own]).long(), sign)
     return results
+
+
+def _compare_by_sorting(
+    compared: list[_Rows],
+    valid: Tensor,
+    signs: list[Tensor],
+    wanted: tuple[bool, ...],
+) -> list[Tensor]:
+    """The same, of rows with so many alike that to compare each with each is slower than a sort."""
+    results = [torch.empty(len(valid), dtype=torch.float64, device=valid.device) for _ in compared]
+    dtype = compared[0].top.dtype
+    width = max(side.logits.shape[2] for side in compared)
+    step = torch_rows.rows_in_slice(valid.device, width, 4 * dtype.itemsize)
+    for start in range(0, len(valid), step):
+        piece = slice(start, start + step)
+        probs = [side.probabilities(piece, valid[piece]) for side in compared]
+        for n, (p, sign) in enumerate(zip(probs, sorted_signs(*probs)[1], strict=True)):
+            results[n][piece] = (p * sign).sum(1, dtype=torch.float64)
+            if wanted[n]:
+                signs[n][piece, :-1] = sign
+    return results
+
+
+def _blocks(logits: Tensor) -> tuple[int, int]:
+    """Size and number of the blocks of a row."""
+    size = torch_kernels.block_size(logits.shape[2], _BLOCK)
+    return size, -(-logits.shape[2] // size)
 
 
 def gradient_of(
