@@ -16,6 +16,9 @@ from benchmarks.memory import peak_bytes, saved_bytes, storage_bytes
 from benchmarks.timing import interleaved
 
 
+_COMPARABLE = 1 << 20  # bytes; who takes less, takes nothing that others can be compared with
+
+
 def compete(
     contestants: Sequence[Contestant], repeats: int, device: torch.device, dtype: torch.dtype
 ) -> list[Row]:
@@ -92,5 +95,5 @@ def compare(rows: dict[str, Row]) -> None:
             ratios = np.divide(row.seconds, baseline.seconds)
             low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
             row.time_ratio, row.time_ratio_spread = middle, (low, high)
-        if row.peak_bytes is not None and baseline.peak_bytes:
+        if row.peak_bytes is not None and (baseline.peak_bytes or 0) >= _COMPARABLE:
             row.memory_ratio = row.peak_bytes / baseline.peak_bytes

@@ -108,13 +108,20 @@ def _work(build: Build, options: argparse.Namespace, name: str, pipe: Connection
         }
     )
     del outcome
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     while True:
         try:
             asked = pipe.recv()
         except EOFError:
             return
         if asked == "run":
-            pipe.send({"seconds": once(lambda: run_once(contestant), device)})
+            if device.type == "cuda":
+                run_once(contestant)  # has the device awake, and its memory at hand
+            seconds = once(lambda: run_once(contestant), device)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the others need it
+            pipe.send({"seconds": seconds})
         else:
             inputs = (*contestant.wanted, *contestant.constants)
             pipe.send(
