@@ -15,7 +15,7 @@ from benchmarks.contestant import Contestant, Row
 from benchmarks.memory import peak_bytes, saved_bytes, storage_bytes
 from benchmarks.timing import interleaved
 
-_COMPARABLE = 1 << 20  # bytes; who takes less, takes nothing that others can be compared with
+_COMPARABLE = 1 << 12  # bytes; who takes less, takes nothing that others can be compared with
 
 
 def compete(
