@@ -22,7 +22,7 @@ def test_everyone_runs_in_a_process_and_agrees(tmp_path):
     rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
     for name, row in rows.items():
         if row["ours"] or row["claims"]:
-            assert row["status"] in ("measured", "not installed"), name
+            assert row["status"] in ("measured", "not installed", "needs a GPU"), name
         if row["status"] == "measured":
             assert len(row["seconds"]) == 2
             assert row["agrees"] or not row["claims"], name
