@@ -92,7 +92,8 @@ def test_transport_command(tmp_path, capsys):
     assert set(figures["settings"]) == set(settings.split())
     assert (figures["settings"]["seed"], figures["settings"]["dtype"]) == (3, "float64")
     environment = figures["environment"]
-    told = "date,cpu,cores,usable cores,threads,device,system,python,mlot,torch,numpy,scipy,POT,geomloss,TRL"
+    told = "date,cpu,cores,usable cores,threads,device,system,python,mlot,torch,numpy,scipy"
+    told += ",POT,geomloss,TRL,Liger,Triton"
     assert set(environment) == set(told.split(","))
     assert (environment["threads"], environment["torch"]) == (1, torch.__version__)
     assert platform.node() not in environment.values()
