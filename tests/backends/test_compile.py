@@ -37,7 +37,8 @@ def assert_same(function: object, *leaves: torch.Tensor, fullgraph: bool = True)
     want = value_and_gradient(function, *leaves)
     got = value_and_gradient(compiled(function, fullgraph), *leaves)
     for one, two in zip(got, want, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+        # Rounding in float32, which differs between processors, and which e^(-C / 0.1) makes ten times as large.
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=4e-6 * float(two.abs().amax()))
 
 
 @pytest.mark.parametrize(
