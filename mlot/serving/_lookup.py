@@ -74,7 +74,10 @@ class Lookup:
                 "vocabulary: expected a tokenizer, or a mapping of text or bytes to ids, "
                 f"got {type(vocabulary).__name__}"
             )
-        return _remembered(vocabulary, Reader.of(vocabulary), lambda _, reader: _of_tokenizer(reader))
+        reader = Reader.of(vocabulary)
+        # A slow tokenizer does not tell whether it has changed.
+        content = dict(vocabulary.get_vocab()) if reader.state() is None else reader
+        return _remembered(vocabulary, content, lambda *_: _of_tokenizer(reader))
 
     def finder(
         self, texts: Iterable[str] = (), *, pieces: bool = False, exact: bool = False

@@ -56,6 +56,7 @@ TESTS = (
     "tests/core/test_teachers.py",
     "tests/core/test_text_loss.py",
     "tests/core/test_text_targets.py",
+    "tests/core/test_fitted_tail.py",
     "tests/core/test_topk.py",
     "tests/core/test_transport.py",
     "tests/core/test_uld_counts.py",
