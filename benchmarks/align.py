@@ -1,4 +1,4 @@
-"""``python -m benchmarks align``: pairs and rows of two tokenizations, beside tokenizing the text."""
+"""``python -m benchmarks align``: pairs, rows and batches of two tokenizations, beside tokenizing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestant import Findings, Row
+from benchmarks.prepare import prepare_rows, published_pairs
 from benchmarks.timing import interleaved
 from mlot._hf.made import standard_library_documents, train_bpe, train_unigram
 from mlot.align import VocabularyMap, byte_ranges, pairs, text_positions
@@ -37,6 +38,13 @@ def run(options: argparse.Namespace) -> Findings:
     rows = _measure(documents, tokenizers, encodings, vocabulary, options.repeats)
     rates = ", ".join(f"{row.name} {size / 1e6 / row.median_seconds:.1f}" for row in rows if row.seconds)
     tokens = " and ".join(f"{sum(len(one.ids) for one in side):,}" for side in encodings)
+    trained = (train_bpe(documents, options.student_vocabulary, 128), tokenizers[1])
+    sizes = f"BPE of {options.student_vocabulary:,} and {options.teacher_vocabulary:,} tokens"
+    beyond = []
+    for name, both in [(sizes, trained), *(published_pairs() if options.published else ())]:
+        prepared, note = prepare_rows(name, documents, both, options.bytes, options.repeats)
+        rows += prepared
+        beyond.append(note)
     return Findings(
         rows,
         notes=(
@@ -44,6 +52,7 @@ def run(options: argparse.Namespace) -> Findings:
             f"Megabytes of text per second: {rates}.",
             "The comparison of byte prefixes steps through both sides in plain Python, by the tokens' bytes.",
             f"The map of the two vocabularies is made once, in {made:.2f} s.",
+            *beyond,
         ),
     )
 

@@ -18,7 +18,7 @@ _EVERYWHERE = {
     "step": ["step", "--repeats", "3"],
     "sweep": ["sweep", "--repeats", "3"],
 }
-_ON_HOST = {"criterion-2-threads": ["criterion", "--threads", "2"], "align": ["align"]}
+_ON_HOST = {"criterion-2-threads": ["criterion", "--threads", "2"], "align": ["align", "--published"]}
 _LARGE = ["--batch", "4", "--length", "1024", "--student-vocabulary", "128256", "--dtype", "bfloat16"]
 _ON_CUDA = {
     "criterion-large": ["criterion", *_LARGE, "--teacher-vocabulary", "151936", "--hidden", "1024"],

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     align.add_argument("--bytes", type=_count, help="stop after so many bytes of text (default: all of it)")
     align.add_argument("--student-vocabulary", type=_count, default=2048)
     align.add_argument("--teacher-vocabulary", type=_count, default=4096)
+    align.add_argument(
+        "--published", action="store_true", help="also with what `make tokenizers` has fetched"
+    )
     sweep = _command(
         commands, "sweep", "the loss as vocabulary, length and batch grow one at a time", _DTYPES
     )

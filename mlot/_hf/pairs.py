@@ -125,7 +125,7 @@ class Pairs:
             "input_ids": _cut(student, student.ids, self.lengths),
             "labels": _cut(student, student.labels, self.lengths),
             "text_mask": _cut(student, student.text_mask, self.lengths),
-            "target_bytes": student.target_bytes(self.lengths).tolist(),
+            "target_bytes": self._bytes[1].tolist(),
             "teacher_input_ids": _cut(teacher, teacher.ids, self.teacher_lengths),
             "teacher_labels": _cut(teacher, teacher.labels, self.teacher_lengths),
         }
@@ -137,7 +137,13 @@ class Pairs:
         cuts = boundaries(np.bincount(owner, minlength=len(self.lengths))).tolist()
         return [rows[low:high] for low, high in pairwise(cuts)]
 
-    @property
+    @cached_property
+    def _bytes(self) -> tuple[Integers, Integers]:
+        """Bytes of text that the student is asked for of each example, and of what is kept of it."""
+        whole = self.student.target_bytes(np.diff(self.student.offsets))
+        return whole, self.student.target_bytes(self.lengths) if self._is_cut.any() else whole
+
+    @cached_property
     def _is_cut(self) -> Booleans:
         student, teacher = np.diff(self.student.offsets), np.diff(self.teacher.offsets)
         return (self.lengths < student) | (self.teacher_lengths < teacher)
@@ -152,10 +158,10 @@ class Pairs:
 
     def truncation(self) -> Truncation:
         """What was cut off."""
-        lengths = np.diff(self.student.offsets)
-        whole = int(self.student.target_bytes(lengths).sum())
-        kept = int(self.student.target_bytes(self.lengths).sum())
-        return Truncation(len(lengths), int(self._is_cut.sum()), int(self.empty.sum()), whole, whole - kept)
+        whole, kept = (int(each.sum()) for each in self._bytes)
+        return Truncation(
+            len(self.lengths), int(self._is_cut.sum()), int(self.empty.sum()), whole, whole - kept
+        )
 
 
 def _cut(tokens: Tokens, values: NDArray[Any], lengths: Integers) -> list[NDArray[Any]]:

@@ -168,8 +168,8 @@ def _encode_to_borders(
     inside = counts < whole.counts[owner]
     next_token = np.where(inside, whole.offsets[owner] + counts, 0)
     across = inside & (np.append(whole.starts, 0)[next_token] < wanted)
-    again = np.unique(owner[across]).tolist()
-    if again:
+    if across.any():
+        again = np.unique(owner[across]).tolist()
         wider = [sorted({*cuts[n], *wanted[across & (owner == n)].tolist()}) for n in again]
         others, other_counts = _encode_to_borders(
             tokenizer, [data[n] for n in again], [borders[n] for n in again], wider

@@ -104,7 +104,9 @@ def ranges_of_texts(
     data = [text.encode() for text in texts]
     totals = np.fromiter(map(len, data), np.int64, len(data))
     starts, ends = np.zeros_like(flat), np.zeros_like(flat)
-    special = np.isin(flat, list(reader.special))
+    special = np.zeros(len(flat), np.bool_)
+    if not reader.special.isdisjoint(order):
+        special = np.isin(flat, list(reader.special))
     tokens = TextTokens(flat, starts, ends, special, counts, totals)
     scheme = None if encodings is None else reader.scheme
     others: Sequence[int] = range(len(texts))

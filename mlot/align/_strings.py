@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlot.align._text_tokens import stretches
 from mlot.align._tokens import Booleans, Integers
 
 
@@ -61,12 +62,10 @@ class Strings:
         sizes = np.maximum(self.lengths_of(ids) - skip, 0)
         fits = (sizes > 0) & (starts >= 0) & (starts + sizes <= len(text))
         sizes = np.where(fits, sizes, 0)
-        before = np.cumsum(sizes) - sizes
-        inside = np.arange(sizes.sum()) - np.repeat(before, sizes)
         first = self.offsets[np.where(fits, ids, 0)] + skip
-        wrong = self.data[np.repeat(first, sizes) + inside] != text[np.repeat(starts, sizes) + inside]
-        errors = np.concatenate([[0], np.cumsum(wrong)])
-        spelled: Booleans = fits & (errors[before + sizes] == errors[before])
+        wrong = np.flatnonzero(self.data[stretches(first, sizes)] != text[stretches(starts, sizes)])
+        spelled: Booleans = fits
+        spelled[np.searchsorted(np.cumsum(sizes), wrong, "right")] = False
         return spelled
 
 

@@ -81,6 +81,8 @@ class TextTokens:
 
     def grouped(self, sizes: Integers) -> TextTokens:
         """The same tokens where ``sizes`` texts at a time, one or more, are the parts of one text."""
+        if len(sizes) == len(self.counts):
+            return self
         first = np.cumsum(sizes) - sizes
         shifts = (self.bases[:-1] - np.repeat(self.bases[first], sizes))[self.owner]
         counts, totals = (np.add.reduceat(each, first) for each in (self.counts, self.totals))
@@ -89,9 +91,12 @@ class TextTokens:
 
 def boundaries(sizes: Integers) -> Integers:
     """Where stretches of these sizes begin, one after the other, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    cuts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=cuts[1:])
+    return cuts
 
 
 def stretches(first: Integers, sizes: Integers) -> Integers:
     """The numbers from each ``first`` on, ``sizes`` of them, one stretch after the other."""
-    return np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
+    cuts = boundaries(sizes)
+    return np.arange(cuts[-1]) + np.repeat(first - cuts[:-1], sizes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: Prefix of what is the teacher's.
@@ -91,15 +92,26 @@ def padded(rows: Sequence[Any], value: int, side: str, multiple: int | None) -> 
         side: ``"right"`` or ``"left"``.
         multiple: what the length is a multiple of; ``None``: any.
     """
+    mask = _mask(rows, side, multiple)
+    table = np.full(mask.shape, value)
+    if len(rows):
+        table[mask] = np.concatenate(rows)
+    return torch.from_numpy(table)
+
+
+def attention_mask(rows: Sequence[Any], side: str, multiple: int | None) -> Tensor:
+    """1 where `padded` has a row, and 0 where it has what pads."""
+    return torch.from_numpy(_mask(rows, side, multiple).astype(np.int64))
+
+
+def _mask(rows: Sequence[Any], side: str, multiple: int | None) -> NDArray[np.bool_]:
     counts = np.array([len(row) for row in rows], np.int64)[:, None]
     longest = counts.max(initial=1)
     if multiple is not None:
         longest = -(-longest // multiple) * multiple
-    table = np.full((len(rows), longest), value)
     place = np.arange(longest)
-    if len(rows):
-        table[place < counts if side == "right" else place >= longest - counts] = np.concatenate(rows)
-    return torch.from_numpy(table)
+    mask: NDArray[np.bool_] = place < counts if side == "right" else place >= longest - counts
+    return mask
 
 
 def listed(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from mlot._hf.tokenizers import length_limit, pad_token
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
 from mlot.training._arguments import CollatorPairs, MultiLevelOTTrainingArguments
-from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, listed, padded
+from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, attention_mask, listed, padded
 from mlot.training._examples import PreparedDataset
 from mlot.training._heads import language_model
 from mlot.training._keys import characters_of, counted, key_makers
@@ -249,7 +248,7 @@ class DistillationCollator:
         self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int
     ) -> tuple[dict[str, Tensor], Any]:
         ids = [row[prefix + "input_ids"] for row in rows]
-        mask = self._padded([np.ones(len(row), np.int64) for row in ids], 0)
+        mask = attention_mask(ids, self.padding_side, self.pad_to_multiple_of)
         side = {prefix + "input_ids": self._padded(ids, pad), prefix + "attention_mask": mask}
         if self.padding_side == "right":
             return side, 0
