@@ -191,5 +191,5 @@ def test_align_command(tmp_path, capsys):
     assert rows["mlot.align, from encodings to rows"]["value"] > reference["value"]
     assert "Megabytes of text per second: " in " ".join(found["notes"])
     assert rows["collator, 150-byte texts, BPE of 2,048 and 4,096 tokens"]["time_ratio"] > 1
-    assert rows["collator, 400-byte texts, BPE of 2,048 and 4,096 tokens"]["value"] > reference["value"]
+    assert rows["collator, 400-byte texts, BPE of 2,048 and 4,096 tokens"]["value"] > 1000
     assert "beyond tokenizing" in " ".join(found["notes"])
