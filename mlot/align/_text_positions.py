@@ -209,7 +209,7 @@ def _covering(mine: _Side, others: _Side, last: Integers) -> tuple[Integers, Int
     """
     over = np.searchsorted(others.ends, mine.starts, "right")
     why = np.zeros(len(mine.index), np.int64)
-    t = np.maximum(np.minimum(over, last), 0)
+    t = np.minimum(over, last)  # -1 before the first of all
     if not len(others.index):
         return t, t, why > 0, why + _REASONS.index("teacher_cut")
     depth = mine.starts - others.starts[t] + others.added[t]

@@ -84,6 +84,16 @@ def test_pairs_and_rows_are_those_of_each_text(student, teacher, texts, data):
     assert reasons == expected_reasons
 
 
+def test_a_text_that_the_teacher_does_not_reach_changes_nothing_of_the_next():
+    vocabulary, own = mapped("unigram", "llama"), tokenizer("llama")
+    mine = [byte_ranges(tokenizer("unigram"), text) for text in ("0", "1")]
+    others = [byte_ranges(own, "0", ids=[]), byte_ranges(own, "1")]
+    rows, _ = rows_of_texts(*map(joined, (mine, others)), b"01", vocabulary)
+    alone = text_positions(mine[1], others[1], "1", vocabulary)
+    assert rows[:, 2:].tolist() == alone[:, 2:].tolist()
+    assert len(rows) == len(alone) > 0
+
+
 def test_texts_without_tokens_take_no_part():
     empty = np.zeros(0, np.int64)
     nothing = TextTokens(empty, empty, empty, empty.astype(bool), np.zeros(2, np.int64), np.array([0, 3]))
