@@ -49,6 +49,7 @@ TESTS = (
     "tests/core/test_gradients.py",
     "tests/core/test_impossible_tokens.py",
     "tests/core/test_invariants.py",
+    "tests/core/test_kernel_paths.py",
     "tests/core/test_matching.py",
     "tests/core/test_no_number.py",
     "tests/core/test_one_pass.py",
