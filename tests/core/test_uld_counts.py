@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mlot
 from mlot.backends.torch import rows as torch_rows
-from mlot.backends.torch.uld_counts import bins_of, compare
+from mlot.backends.torch.uld_counts import bins_of_rows, compare
 
 FLOATS = st.one_of(
     st.sampled_from([0.0, 2.0**-70, 2.0**-64, 0.25, 0.5, 1.0]),
@@ -43,7 +43,7 @@ def by_sorting(student: Tensor, teacher: Tensor) -> Tensor:
 @given(sides=rows_of_numbers())
 def test_probabilities_times_their_signs_are_the_distance(sides, dtype, bits):
     probs = tuple(torch.from_numpy(side).to(dtype) for side in sides)
-    bins = tuple(bins_of(side, bits) for side in probs)
+    bins = tuple(bins_of_rows(side, bits) for side in probs)
     one, none = probs[0].new_ones(len(probs[0]), 1), probs[0].new_zeros(len(probs[0]), 1)
     signs = [each.spread(own, one, none) for each, own in zip(compare(probs, bins, bits), bins, strict=True)]
     total = sum((sign.double() * side.double()).sum(1) for sign, side in zip(signs, probs, strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch.derivatives import once_differentiable
 from mlot.backends.torch.rows import SourceLayout, rows_in_slice, zero_gradient
-from mlot.backends.torch.uld_counts import Signs, bins_of, compare, fraction_bits
+from mlot.backends.torch.uld_counts import Signs, bins_of_rows, compare, fraction_bits
 
 _ARRAYS = 4  # of a slice's size that are in use at a time
 
@@ -96,7 +96,7 @@ class Uld(torch.autograd.Function):
                     if ctx.bits is None:
                         slope = table[piece].to(ctx.dtype).sub_(columns[1]).mul_(columns[0])
                     else:
-                        slope = Signs(table[piece], *undecided).spread(bins_of(probs, ctx.bits), *columns)
+                        slope = Signs(table[piece], *undecided).spread(bins_of_rows(probs, ctx.bits), *columns)
                     slope = rows.through_activation(logits, slope.mul_(probs).to(rows.dtype))
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
                     gradient.add(here, slope, None if ctx.bits is not None else valid[piece])
@@ -129,7 +129,7 @@ def _at(where: tuple[Tensor, Tensor], piece: slice) -> tuple[Tensor, Tensor]:
 
 def _counted(student: Tensor, teacher: Tensor, bits: int) -> tuple[list[Signs], list[Tensor]]:
     """Signs of both sides from counts, and spread over their probabilities."""
-    bins = bins_of(student, bits), bins_of(teacher, bits)
+    bins = bins_of_rows(student, bits), bins_of_rows(teacher, bits)
     signs = compare((student, teacher), bins, bits)
     one, none = student.new_ones(len(student), 1), student.new_zeros(len(student), 1)
     return signs, [each.spread(own, one, none) for each, own in zip(signs, bins, strict=True)]

@@ -31,9 +31,9 @@ class Signs(NamedTuple):
     signs: Tensor
 
     def spread(self, bins: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-        """``factor (sign - shift)`` of every probability, given its bin; both are ``(R, 1)``."""
+        """``factor (sign - shift)`` of every probability, given its bin of all rows; both are ``(R, 1)``."""
         table = self.table.to(factor.dtype).sub_(shift).mul_(factor)
-        values = table.flatten().index_select(0, flat(bins, self.table.shape[1]))
+        values = table.flatten().index_select(0, bins.flatten())
         listed = self.listed.long()
         row = listed // bins.shape[1]
         exact = self.signs.to(factor.dtype).sub_(shift[row, 0]).mul_(factor[row, 0])
@@ -63,11 +63,13 @@ def bins_of(probs: Tensor, bits: int) -> Tensor:
     return bins.sub_(lowest).clamp_(0, highest)  # no number is somewhere, too
 
 
-def flat(bins: Tensor, width: int) -> Tensor:
-    """Bins ``(R, V)`` counted on from row to row, ``(R V,)``."""
+def bins_of_rows(probs: Tensor, bits: int) -> Tensor:
+    """Bin of each probability ``(R, V)``, counted on from row to row."""
+    bins = bins_of(probs, bits)
     if len(bins) > 1:
-        bins = bins + torch.arange(len(bins), dtype=bins.dtype, device=bins.device)[:, None] * width
-    return bins.flatten()
+        rows = torch.arange(len(bins), dtype=bins.dtype, device=bins.device)
+        bins.add_(rows[:, None] * number_of_bins(bits))
+    return bins
 
 
 class Comparison(NamedTuple):
@@ -115,13 +117,12 @@ class Comparison(NamedTuple):
 
 
 def compare(probs: tuple[Tensor, Tensor], bins: tuple[Tensor, Tensor], bits: int) -> list[Signs]:
-    """Signs of both sides, whose ``sign(p) p`` add up to the distance of each row."""
+    """Signs of both sides, whose ``sign(p) p`` add up to the distance of each row, given bins of all rows."""
     rows, width = len(bins[0]), number_of_bins(bits)
-    number = [flat(side, width) for side in bins]
-    counts = [each.bincount(minlength=rows * width).view(rows, -1) for each in number]
+    counts = [side.flatten().bincount(minlength=rows * width).view(rows, -1) for side in bins]
     comparison = Comparison.of((counts[0], counts[1]), (bins[0].shape[1], bins[1].shape[1]))
     undecided = comparison.table.flatten() == 0
-    listed = [undecided.index_select(0, each).nonzero().flatten() for each in number]
+    listed = [undecided.index_select(0, side.flatten()).nonzero().flatten() for side in bins]
     places = [_padded(index, p) for index, p in zip(listed, probs, strict=True)]
     padded = [
         p.new_full((rows, int(columns.amax() + 1) if len(columns) else 0), torch.inf).index_put_(
