@@ -96,7 +96,9 @@ class Uld(torch.autograd.Function):
                     if ctx.bits is None:
                         slope = table[piece].to(ctx.dtype).sub_(columns[1]).mul_(columns[0])
                     else:
-                        slope = Signs(table[piece], *undecided).spread(bins_of_rows(probs, ctx.bits), *columns)
+                        slope = Signs(table[piece], *undecided).spread(
+                            bins_of_rows(probs, ctx.bits), *columns
+                        )
                     slope = rows.through_activation(logits, slope.mul_(probs).to(rows.dtype))
                     slope.masked_fill_(~valid[piece, None], 0)  # excluded rows may hold anything
                     gradient.add(here, slope, None if ctx.bits is not None else valid[piece])
