@@ -18,6 +18,7 @@ from mlot.align import AlignmentReport
 from mlot.distill.output import PAGE, REPORT
 from mlot.distill.report import CE, LABELS, MLOT, TEACHER, ModelReport, RunReport, cells, verdict
 from mlot.training._inspect import Pictures
+from mlot.training._inspect_text import PositionTarget
 
 _WORDS = {"True": "yes", "False": "no", "None": "-"}
 _STYLES = {TEACHER: "teacher", CE: "ce", MLOT: "mlot"}
@@ -92,6 +93,8 @@ def _view(report: RunReport) -> dict[str, Any]:
             (m.teacher, [m.student, *(f"{x:.3f}" for x in (m.teacher_mass, m.student_mass, m.distance))], "")
             for m in pictures.matches
         ],
+        "text_picture": report.text_picture,
+        "target_rows": [_target(each) for each in report.text_picture.targets] if report.text_picture else [],
         "plan": _plan(pictures),
         "plan_scale": [(n / 4, f"{n / 4 * pictures.plan.max(initial=0.0):.0%}") for n in range(5)],
         "traces": [_traces(pictures, "teacher", "teacher"), _traces(pictures, "student", "mlot")],
@@ -146,6 +149,11 @@ def _terms(report: RunReport) -> list[Drawing | None]:
         )
         for name in order
     ]
+
+
+def _target(target: PositionTarget) -> tuple[str, list[str], str]:
+    listed = ", ".join(f"{token} {chance:.0%}" for token, chance in target.likeliest)
+    return target.token, ["no target" if target.read is None else target.read, listed or "-"], ""
 
 
 def _plan(pictures: Pictures) -> Drawing:

@@ -12,6 +12,7 @@ from rich.table import Table
 from mlot.align import AlignmentReport
 from mlot.distill.output import FORMAT
 from mlot.training._inspect import Floats, Pictures
+from mlot.training._inspect_text import TextPicture
 from mlot.training._score import Score, difference_interval
 
 #: With fewer held-out documents than this, resampling them says nothing.
@@ -86,6 +87,7 @@ class RunReport:
     pictures: Pictures
     notices: list[str]
     seconds: float
+    text_picture: TextPicture | None = None
 
     def model(self, name: str) -> ModelReport | None:
         """The model of that name, if the run has it."""

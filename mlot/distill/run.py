@@ -29,6 +29,7 @@ from mlot.saved import SavedTeacher, save_teacher
 from mlot.training import MultiLevelOTTrainer
 from mlot.training._environment import device, environment
 from mlot.training._inspect import Painter, known_to
+from mlot.training._inspect_text import TextPicture, paint_text
 from mlot.training._logs import bits_curve, logged_terms
 from mlot.training._progress import TrainingProgress
 from mlot.training._samples import sample_continuations
@@ -117,6 +118,7 @@ class _Run:
             pictures=painter.paint(indices, seen_in_training=seen),
             notices=setup.notices,
             seconds=self.stages.clock.elapsed(),
+            text_picture=self._text_picture(setup, indices, seen=seen),
         )
         for one in trained:
             if one.report.steps:
@@ -263,3 +265,14 @@ class _Run:
         if self.settings.by_text:
             examples, config = examples.at_boundaries(), MultiLevelOTConfig.paper()
         return Painter(student.model, tokenizers, examples, teacher, config, boundary=boundary), indices, seen
+
+    def _text_picture(self, setup: Setup, indices: list[int], *, seen: bool) -> TextPicture | None:
+        if not self.settings.by_text:
+            return None
+        return paint_text(
+            setup.train if seen else setup.held_out,
+            indices,
+            (setup.student.tokenizer, setup.teacher.tokenizer),
+            setup.teacher.model if setup.saved is None else setup.saved,
+            self.settings.arguments.ot_config(),
+        )

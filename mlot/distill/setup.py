@@ -188,7 +188,9 @@ def _together(
     vocabulary = None
     if settings.by_text:
         vocabulary = VocabularyMap.from_tokenizers(*both)
-        notices.append("--matching text: the page's pictures and diagnostics are of the paper's assignment")
+        notices.append(
+            "--matching text: the page's transport plan, matches and diagnostics are of the paper's assignment"
+        )
     parts = []
     for name, documents, mark_end in (("train", corpus.train, True), ("held-out", corpus.held_out, False)):
         pieces = make_pieces(documents, *both, length, mark_end=mark_end)

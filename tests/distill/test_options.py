@@ -97,11 +97,12 @@ def test_k_none_from_a_shell(command):
     assert report["settings"]["k"] is None
 
 
-def test_the_plan_from_the_text(command):
+def test_the_plan_from_the_text(command, tmp_path):
     (_, args, _), report = command("--matching", "text", "--baseline")
     assert (args.ot_config(), args.alpha) == (replace(MultiLevelOTConfig.text(), k=8), 1.0)
     (notice,) = report["notices"][-1:]
-    assert notice.startswith("--matching text: the page's pictures")
+    assert notice.startswith("--matching text: the page's transport plan")
+    assert 'id="text-plan"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     plain, distilled = (report["models"][name] for name in ("student-ce", "student-mlot"))
     assert plain["curve"][0] == distilled["curve"][0]
     assert plain["bits_per_byte"] != distilled["bits_per_byte"]

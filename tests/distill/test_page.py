@@ -25,6 +25,7 @@ from mlot.distill.report import (
     verdict,
 )
 from mlot.training._inspect import Match, Pictures, Segment
+from mlot.training._inspect_text import PositionTarget, TextPicture
 from mlot.training._logs import bits_curve, logged_terms
 from mlot.training._score import Score
 
@@ -124,6 +125,13 @@ def make_report(*, text="text", documents=12, nasty=False, twins=True, loaded=Tr
         pictures=pictures,
         notices=[strange],
         seconds=125.0,
+        text_picture=TextPicture(
+            f"student {strange}",
+            (
+                PositionTarget(strange, strange, ((strange, 0.625), ("b", 0.25))),
+                PositionTarget("c", None, ()),
+            ),
+        ),
     )
 
 
@@ -190,6 +198,9 @@ def test_every_figure_is_on_the_page():
         "50.0%",
         "1.250 0.750 0.625",  # masses of the first match, and what it adds to HAD
         "no bound",
+        "student plain",  # the drawing of the plan from the text
+        "plain plain plain 62%, b 25%",  # a token, what has been read, and the likeliest in the target
+        "c no target -",
         "0.25 0.125 0.375",  # mean, least and most of the marginal error
     ):
         assert figure in words, figure
