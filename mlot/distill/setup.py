@@ -189,7 +189,7 @@ def _together(
     if settings.by_text:
         vocabulary = VocabularyMap.from_tokenizers(*both)
         notices.append(
-            "--matching text: the page's transport plan, matches and diagnostics are of the paper's assignment"
+            "--matching text: the page's transport plan, matches, diagnostics are of the paper's assignment"
         )
     parts = []
     for name, documents, mark_end in (("train", corpus.train, True), ("held-out", corpus.held_out, False)):

@@ -1,4 +1,4 @@
-"""The plan from the text for one window, to be shown: tokens of both, what has been read, likeliest tokens."""
+"""The plan from the text for one window, to be shown: both tokenizations, what was read, likeliest tokens."""
 
 from __future__ import annotations
 
