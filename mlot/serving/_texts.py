@@ -118,8 +118,12 @@ def mark_inside(rows: Iterable[Row | None]) -> None:
         inside = isinstance(text, str) and (not text or text.endswith(_REPLACEMENT))
 
 
+def _getter(value: Any) -> Callable[[str], Any]:
+    return value.get if type(value) is dict else lambda name: attribute(value, name)
+
+
 def _entry(each: Any, where: str) -> tuple[float, Key]:
-    get: Callable[[str], Any] = each.get if type(each) is dict else lambda name: attribute(each, name)
+    get = _getter(each)
     logprob = get("logprob")
     if type(logprob) is not float or logprob != logprob:
         probability = get("prob") if logprob is None else None
@@ -170,10 +174,11 @@ def _text_key(text: Any) -> int | str:
 
 def _described_key(described: Any, where: str) -> Key | None:
     """What names the token described; ``None`` where the response does not tell it."""
-    if attribute(described, "token") is None and attribute(described, "id") is None:
-        content = attribute(described, "content")  # of older servers
+    get = _getter(described)
+    if get("token") is None and get("id") is None:
+        content = get("content")  # of older servers
         return content if isinstance(content, str) else None
-    return _key(lambda name: attribute(described, name), where)
+    return _key(get, where)
 
 
 def finder_of(described: Iterable[Sequence[Row | None]], lookup: Lookup) -> Mapping[str, int]:

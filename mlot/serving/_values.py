@@ -13,12 +13,14 @@ MOST_TOKENS = 1 << 22
 
 def attribute(value: Any, name: str) -> Any:
     """A field of a parsed response, whether it is an object or a dictionary; ``None`` if it lacks it."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    if type(value) is dict or isinstance(value, Mapping):
+        return value.get(name)
+    return getattr(value, name, None)
 
 
 def is_list(value: Any) -> bool:
     """Whether a value is a list or a tuple, and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return type(value) is list or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
 
 
 def shown(value: Any) -> str:

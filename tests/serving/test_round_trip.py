@@ -89,6 +89,7 @@ ALL = [
 ]
 
 
+@cache
 def surfaces(given: Any) -> dict[int, bytes]:
     """Bytes of each token, as servers that keep pieces know them."""
     reader = Reader.of(given)
@@ -160,20 +161,13 @@ def read_back(given: Any, entries: dict[int, dict[str, object]], alone: bool, se
     return dict(zip(entries, first.tolist(), strict=True))
 
 
+@cache
 def never_written(given: Any) -> set[int]:
     """Byte tokens of what has a piece of its own: no text is tokenized to them."""
-    found = set()
-    raws = surfaces(given)
-    pieces = {raw for i, raw in raws.items() if not _is_byte(given, i)}
-    for i, raw in raws.items():
-        if _is_byte(given, i) and raw in pieces:
-            found.add(i)
-    return found
-
-
-def _is_byte(given: Any, i: int) -> bool:
-    token = Reader.of(given).backend.id_to_token(i)
-    return len(token) == 6 and token.startswith("<0x")
+    raws, words = surfaces(given), Reader.of(given).backend.get_vocab()
+    of_bytes = {i for word, i in words.items() if len(word) == 6 and word.startswith("<0x")}
+    pieces = {raw for i, raw in raws.items() if i not in of_bytes}
+    return {i for i in of_bytes if raws[i] in pieces}
 
 
 @pytest.mark.parametrize("server", ["decoded", "restored", "spelled", "pieces", "ollama", "openai"])
