@@ -7,6 +7,7 @@ files into memory, and neither needs torch. ``python -m mlot.saved`` saves, chec
 from mlot._fingerprint import fingerprint
 from mlot.saved._error import StorageError, storage_error
 from mlot.saved._fingerprint import model_fingerprint
+from mlot.saved._from_server import save_from_server
 from mlot.saved._keys import example_key
 from mlot.saved._manifest import Manifest
 from mlot.saved._reader import SavedTeacher, verify_folder
@@ -22,6 +23,7 @@ __all__ = [
     "example_key",
     "fingerprint",
     "model_fingerprint",
+    "save_from_server",
     "save_teacher",
     "storage_error",
     "verify_folder",

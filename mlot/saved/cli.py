@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from mlot._examples import TOKENISED_FORMS, read_examples
 from mlot._needed import HF_PACKAGES, require_packages
 from mlot._storage import DTYPES
+from mlot.saved._from_server import save_from_server
 from mlot.saved._manifest import KEPT
 from mlot.saved._reader import SavedTeacher, verify_folder
 from mlot.saved._teacher import save_teacher
 from mlot.saved._writer import FolderLockedError
+from mlot.serving import ServerError
+from mlot.serving._server import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +29,11 @@ Save what a teacher predicts on a data set, once, so that training needs no teac
 was saved. A run of save that was interrupted resumes when the same command is given again."""
 
 #: Arguments of `save_teacher` and the options that give them, for messages.
-_OPTIONS = {"folder": "--output", "examples": "--text", "student_tokenizer": "--student"}
+_OPTIONS = {"folder": "--output", "url": "--server", "examples": "--text", "student_tokenizer": "--student"}
+#: Options that only a server has, and those that only a model has.
+_OF_SERVERS = ("tokenizer", "kind", "vocab_size", "concurrency", "retries", "timeout")
+_OF_MODELS = ("student", "extra_temperatures", "temperature", "standardize", "device", "threads")
+_API_KEY = "MLOT_API_KEY"
 #: What one of the figures for HAD is of, and whose mass is kept.
 _KEPT_OF = {
     "traces": ("pair", "the teacher"),
@@ -52,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         status: int = options.run(options, Console(soft_wrap=True, markup=False, highlight=False))
-    except (FolderLockedError, ImportError, OSError, ValueError) as error:
+    except (FolderLockedError, ImportError, OSError, ServerError, ValueError) as error:
         print(f"mlot.saved: error: {_as_typed(str(error), options.command)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -65,10 +73,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _save(options: argparse.Namespace, console: Console) -> int:
     require_packages("python -m mlot.saved save", "hf", HF_PACKAGES)
+    _check_source(options)
     examples = read_examples(options.text, "--text", cut=_lines, tokenised=True)
     from mlot._hf.loading import load_model, load_tokenizer, quiet_transformers
     from mlot._progress import Counter, Reporter
 
+    if options.server is not None:
+        with quiet_transformers():
+            tokenizer, _ = load_tokenizer(options.tokenizer, "--tokenizer")
+        reporter = Reporter(console)
+        with reporter.progress:
+            saved = save_from_server(
+                options.server,
+                tokenizer,
+                [each.content for each in examples],
+                options.output,
+                k=options.k,
+                kind=options.kind,
+                model=options.model,
+                api_key=os.environ.get(_API_KEY),
+                vocab_size=options.vocab_size,
+                dtype=options.dtype,
+                max_length=options.max_length,
+                concurrency=8 if options.concurrency is None else options.concurrency,
+                retries=5 if options.retries is None else options.retries,
+                timeout=120.0 if options.timeout is None else options.timeout,
+                examples_per_shard=options.examples_per_shard,
+                name=options.name,
+                revision=options.revision,
+                progress=Counter(reporter, "asking", "examples"),
+            )
+        _describe(saved, console)
+        return 0
     if options.threads is not None:
         import torch
 
@@ -88,7 +124,7 @@ def _save(options: argparse.Namespace, console: Console) -> int:
                 tokenizer,
                 [each.content for each in examples],
                 options.output,
-                keep=options.keep,
+                keep=options.keep or KEPT[0],
                 student_tokenizer=student_tokenizer,
                 k="preset" if options.k is None else options.k,
                 temperature=options.temperature,
@@ -107,6 +143,24 @@ def _save(options: argparse.Namespace, console: Console) -> int:
             )
     _describe(saved, console)
     return 0
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    """Refuse options that have no effect on where predictions come from."""
+    if options.server is None:
+        given = [name for name in _OF_SERVERS if getattr(options, name) is not None]
+        if options.model is None:
+            raise ValueError("--model: expected a folder or an id, or --server with --tokenizer, got neither")
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')}: expected --server beside it, got none")
+        return
+    for name in _OF_MODELS:
+        if getattr(options, name) not in (None, False, 1.0):
+            raise ValueError(f"--{name.replace('_', '-')}: has no effect with --server, got it beside that")
+    if options.tokenizer is None:
+        raise ValueError("--tokenizer: expected the teacher's beside --server, got none")
+    if options.keep not in (None, "likeliest"):
+        raise ValueError(f"--keep: expected likeliest, all that servers tell, got {options.keep}")
 
 
 def _lines(text: str) -> list[str]:
@@ -182,9 +236,21 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument(
         "--model",
         metavar="DIR",
-        required=True,
-        help="a causal language model with its tokenizer: a folder, or an id that the cache has",
+        help="a causal language model with its tokenizer: a folder, or an id that the cache has; with "
+        "--server, its name there (the first that is listed)",
     )
+    save.add_argument(
+        "--server",
+        metavar="URL",
+        help="a running server of vLLM, SGLang, llama.cpp or OpenAI's kind in place of a model; a key for it "
+        f"is taken from the environment's {_API_KEY}",
+    )
+    save.add_argument("--tokenizer", metavar="DIR", help="the teacher's, with --server: a folder, or an id")
+    save.add_argument("--kind", choices=KINDS, help="of the server (its answers tell)")
+    save.add_argument("--vocab-size", type=int, metavar="N", help="of a server's teacher (the tokenizer's)")
+    save.add_argument("--concurrency", type=int, metavar="N", help="examples asked for at a time (8)")
+    save.add_argument("--retries", type=int, metavar="N", help="tries after the first (5)")
+    save.add_argument("--timeout", type=float, metavar="SECONDS", help="to wait for an answer (120)")
     save.add_argument(
         "--text",
         metavar="FILE",
@@ -197,9 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument(
         "--keep",
         choices=KEPT,
-        default=KEPT[0],
         help="heaviest columns of each example (traces); or, for the plan from the text, likeliest tokens of "
-        "each position (likeliest), or what they say in the student's tokens (targets)",
+        "each position (likeliest: all of a server), or what they say in the student's tokens (targets)",
     )
     save.add_argument(
         "--student", metavar="DIR", help="tokenizer of the student, for --keep targets: a folder, or an id"
@@ -245,6 +310,10 @@ def _as_typed(message: str, command: str) -> str:
         "batch_size",
         "examples_per_shard",
         "threads",
+        "concurrency",
+        "retries",
+        "timeout",
+        "vocab_size",
     }
     typed = f"--{name.replace('_', '-')}" if name in known else _OPTIONS.get(name, name)
     return typed + colon + rest
