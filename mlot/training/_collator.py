@@ -28,7 +28,7 @@ from mlot.training._teacher import given_teachers
 _logger = logging.getLogger("mlot.training")
 
 #: Examples of a data set that are tokenised together.
-TOGETHER = 64
+TOGETHER = 128
 
 
 class DistillationCollator:
