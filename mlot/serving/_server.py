@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -169,7 +170,8 @@ class Server:
     def _model(self) -> str:
         answer = self._got("/v1/models")
         try:
-            return str(answer["data"][0]["id"])
+            name = str(answer["data"][0]["id"])
+            return PurePath(name).name if PurePath(name).is_absolute() else name  # llama.cpp has a path
         except (IndexError, KeyError, TypeError):
             return "model"
 
