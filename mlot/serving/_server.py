@@ -8,7 +8,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -119,6 +119,50 @@ class Server:
         if (table[0, wanted, 0] < 0).all():
             raise ServerError(f"{self.url}: {self.kind} tells nothing of the prompt; {_CURE[self.kind]}")
         return TopKLogprobs(table, log_probs, vocab_size=vocab_size, tail="fitted"), served
+
+    def answer(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        seed: int | None = None,
+    ) -> str:
+        """Let the server write: its answer to a text that it goes on with, or to the turns of a conversation.
+
+        Prompt and answer make an example for both models, as ``{"prompt": ..., "completion": ...}`` or as
+        ``messages``, and for `mlot.saved.save_from_server`.
+
+        Args:
+            prompt: a text, or messages with ``role`` and ``content``.
+            max_tokens: the most tokens of the answer.
+            temperature: of sampling; 0 takes the likeliest.
+            seed: of sampling, where the server knows one.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind or out of range.
+            ServerError: the server fails, or answers nothing.
+        """
+        _checks.count("max_tokens", max_tokens)
+        _checks.number("temperature", temperature, allow_zero=True)
+        request: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        if seed is not None:
+            request["seed"] = seed
+        is_text = isinstance(prompt, str)
+        path, field = ("/v1/completions", "prompt") if is_text else ("/v1/chat/completions", "messages")
+        answer = self.post(path, request | {field: prompt if is_text else list(prompt)})
+        try:
+            choice = answer["choices"][0]
+            text = choice["text"] if is_text else choice["message"]["content"]
+        except (IndexError, KeyError, TypeError) as error:
+            raise ServerError(f"{self.url}: expected an answer with text, got {str(answer)[:200]}") from error
+        if not isinstance(text, str) or not text:
+            raise ServerError(f"{self.url}: expected an answer with text, got {text!r}")
+        return text
 
     def _asked(self, ids: list[int], positions: list[int], k: int, vocab_size: int) -> Served:
         common: dict[str, Any] = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0}

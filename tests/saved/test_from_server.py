@@ -100,6 +100,17 @@ def test_what_a_server_cannot_do_is_told_first(model: Any, words: Any, tmp_path:
             save_from_server(server.url, words, TEXTS, tmp_path / "other", k=K, kind="sglang")
 
 
+def test_a_server_writes_answers(model: Any, words: Any) -> None:
+    with FakeServer("vllm", model, words, lambda n: {"choices": []} if n == 3 else None) as server:
+        asked = Server(server.url)
+        assert asked.answer("Once", max_tokens=7) == " 7 more"
+        assert asked.answer([{"role": "user", "content": "hello"}], seed=1) == "to 1 messages"
+        with pytest.raises(ServerError, match="expected an answer with text"):
+            asked.answer("Once")
+        with pytest.raises(ValueError, match="^max_tokens: expected"):
+            asked.answer("Once", max_tokens=0)
+
+
 def test_nobody_there(words: Any, tmp_path: Path) -> None:
     with FakeServer("vllm", None, words) as server:
         url = server.url

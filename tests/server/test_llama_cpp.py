@@ -52,6 +52,12 @@ def test_predictions_are_those_of_the_weights(url: str, weights: Path, tokenizer
         assert np.mean(kept) > 0.97
 
 
+def test_the_server_writes(url: str) -> None:
+    server = Server(url)
+    assert "Paris" in server.answer("The capital of France is", max_tokens=5, temperature=0.0)
+    assert server.answer([{"role": "user", "content": "Say hello."}], max_tokens=8, seed=1)
+
+
 def test_from_a_server_to_a_student(url: str, tokenizer: Any, tmp_path: Path) -> None:
     """Its predictions saved, and three steps of a student with another tokenizer by the plan from the text."""
     from mlot._hf.made import train_bpe

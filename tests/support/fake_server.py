@@ -85,6 +85,10 @@ class FakeServer:
 
     def answer(self, path: str, content: dict[str, Any]) -> Any:
         """As the kind answers a prompt of token ids; 404 for another kind's path."""
+        if path == "/v1/chat/completions":
+            return {"choices": [{"message": {"content": f"to {len(content['messages'])} messages"}}]}
+        if isinstance(content.get("prompt"), str):
+            return {"choices": [{"text": f" {content['max_tokens']} more"}]}
         paths = {"sglang": "/generate", "llama.cpp": "/completion"}
         if path != paths.get(self.kind, "/v1/completions"):
             return 404
