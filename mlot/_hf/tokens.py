@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlot._hf.render import Rendered
+from mlot._hf.conversations import Rendered
 from mlot.align._ranges import ranges_of_texts
 from mlot.align._text_tokens import TextTokens, boundaries, stretches
 
@@ -34,6 +34,7 @@ class Tokens:
             them, if there is one, and one token that ends it, if that comes next.
         numbers: which of all tokens those of ``ranges`` are.
         texts: bytes of each target.
+        own: which of all tokens are learnt besides, though they stand for nothing that both models read.
     """
 
     ids: Integers
@@ -45,11 +46,12 @@ class Tokens:
     ranges: TextTokens
     numbers: Integers
     texts: Sequence[bytes]
+    own: Booleans
 
     @cached_property
     def labels(self) -> Integers:
         """Ids of tokens that are targets, -100 for the others, ``(T,)``."""
-        return np.where(self._within(self.closing), self.ids, -100)
+        return np.where(self._within(self.closing) | self.own, self.ids, -100)
 
     @cached_property
     def text_mask(self) -> Booleans:
@@ -93,7 +95,8 @@ def tokenize(tokenizer: Any, examples: Sequence[Rendered], start: int | None, en
         end: token put after the last target and learnt; ``None`` for none.
     """
     data = [each.text.encode() for each in examples]
-    borders = [[len(each.text[:at].encode()) for span in each.spans for at in span] for each in examples]
+    spans = [_borders(each) for each in examples]
+    borders = [[byte for start, _, end in rows for byte in (start, end)] for rows in spans]
     whole, counts = _encode_to_borders(tokenizer, data, borders, [()] * len(data))
     framed = np.array([each.framed for each in examples], np.bool_)
     lead, tail = (framed & (token is not None) for token in (start, end))
@@ -104,10 +107,23 @@ def tokenize(tokenizer: Any, examples: Sequence[Rendered], start: int | None, en
     ids[offsets[:-1][lead]] = -1 if start is None else start
     ids[offsets[1:][tail] - 1] = -1 if end is None else end
 
-    targets = np.array([len(each.spans) for each in examples], np.int64)
-    owner = np.repeat(np.arange(len(data)), targets)
-    low, high = np.array([byte for row in borders for byte in row], np.int64).reshape(-1, 2).T
+    every = np.array([len(rows) for rows in spans], np.int64)
+    owner = np.repeat(np.arange(len(data)), every)
+    low, high = np.array([row[1:] for rows in spans for row in rows], np.int64).reshape(-1, 2).T
     first, last = (counts.reshape(-1, 2) + (offsets[:-1] + lead)[owner][:, None]).T
+    common = np.array(
+        [n < len(each.spans) for each, rows in zip(examples, spans, strict=True) for n in range(len(rows))],
+        np.bool_,
+    )
+    own = np.zeros(len(ids), np.bool_)
+    if not common.all():
+        closing = last.copy()
+        _close(tokenizer, ids, ends, offsets, owner, last, closing, high, framed[owner], data)
+        closing[common] = first[common]
+        own[stretches(first, closing - first)] = True
+        own[offsets[:-1][offsets[1:] > offsets[:-1]]] = False  # nothing predicts the first token
+        owner, low, high, first, last = (each[common] for each in (owner, low, high, first, last))
+    targets = np.array([len(each.spans) for each in examples], np.int64)
     final = np.arange(1, len(owner) + 1) == np.cumsum(targets)[owner]
     ended = tail[owner] & final & (last == offsets[1:][owner] - 1)
     closing = last + ended
@@ -125,7 +141,18 @@ def tokenize(tokenizer: Any, examples: Sequence[Rendered], start: int | None, en
     special[opens] = special[closes] = True
     ranges = TextTokens(ids[numbers], starts, ends, special, sizes, size)
     texts = [data[n][a:b] for n, a, b in zip(owner.tolist(), low.tolist(), high.tolist(), strict=True)]
-    return Tokens(ids, offsets, owner, first, last, closing, ranges, numbers, texts)
+    return Tokens(ids, offsets, owner, first, last, closing, ranges, numbers, texts, own)
+
+
+def _borders(example: Rendered) -> list[tuple[int, int, int]]:
+    """Of each stretch that is learnt: the byte at which its first token may begin, its bytes."""
+    rows = [(start - (n in example.spaced), start, end) for n, (start, end) in enumerate(example.spans)] + [
+        (start, start, end) for start, end in example.own
+    ]
+    return [
+        (first, second, third)
+        for first, second, third in (tuple(len(example.text[:at].encode()) for at in row) for row in rows)
+    ]
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> TextTokens:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks
-from mlot._hf.heads import longest_input
+from mlot._hf.conversations import OneSided
 from mlot._hf.pairs import Pairs, Truncation
 from mlot._hf.render import render
 from mlot._hf.tokenizers import length_limit, pad_token
@@ -23,12 +22,8 @@ from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, attention_ma
 from mlot.training._examples import PreparedDataset
 from mlot.training._heads import language_model
 from mlot.training._keys import characters_of, counted, key_makers
+from mlot.training._prepared import Prepared, model_limit, prepared, tell_report
 from mlot.training._teacher import given_teachers
-
-_logger = logging.getLogger("mlot.training")
-
-#: Examples of a data set that are tokenised together.
-TOGETHER = 128
 
 
 class DistillationCollator:
@@ -39,13 +34,17 @@ class DistillationCollator:
     - ``text``: all of it is learnt, and an end token after it;
     - ``prompt`` and ``completion``, strings: the completion is learnt, and an end token after it;
     - ``messages`` (or ``prompt`` and ``completion`` that are lists of messages): each tokenizer's chat
-      template is applied; what the assistant says is learnt, and the special token that ends its turn;
+      template is applied, with the example's ``tools`` and ``chat_template_kwargs``; what stands between
+      the assistant's header and its end of turn is learnt, and the special token that ends its turn;
 
-    or one that `prepare` made of these. Further keys are passed over. What is learnt is *the common text*,
-    the same characters for both models, though templates and prompts around it may differ. A text that the
-    limits do not let through is cut at the last byte at which both tokenizations have a border within them;
-    ``truncation`` counts what was cut. A prompt is not cut: an example whose prompt leaves no room has
-    nothing to learn, and is dropped from data sets that are tokenised beforehand. Examples are not packed.
+    or one that `prepare` made of these. Further keys are passed over. Reasoning (``reasoning_content``,
+    ``thinking``, or ``<think>`` in the content) and tool calls are learnt as each template writes them, and
+    compared where both write the same; ``notes`` counts what they do not have in common. What is compared
+    is *the common text*, the same characters for both models, though what is around it may differ. A text
+    that the limits do not let through is cut at the last byte at which both tokenizations have a border
+    within them; ``truncation`` counts what was cut. A prompt is not cut: an example whose prompt leaves no
+    room has nothing to learn, and is dropped from data sets that are tokenised beforehand. Examples are not
+    packed.
 
     Batches hold, padded,
 
@@ -79,6 +78,9 @@ class DistillationCollator:
         add_end: whether texts and completions end with eos.
         pad_to_multiple_of: what the padded lengths are multiples of.
         template_settings: what chat templates are given besides the messages.
+        one_sided: what to do with reasoning and tool calls that only one side's template shows: ``"learn"``
+            them on that side, ``"leave_out"``, or ``"refuse"`` the example.
+        on_error: ``"raise"``, or ``"skip"`` examples that cannot be read, which ``skipped`` lists.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or a tokenizer has neither a
@@ -100,18 +102,23 @@ class DistillationCollator:
         add_end: bool = True,
         pad_to_multiple_of: int | None = None,
         template_settings: Mapping[str, Any] | None = None,
+        one_sided: OneSided = "learn",
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         _checks.count("max_length", max_length, allow_none=True, least=2)
         _checks.count("teacher_max_length", teacher_max_length, allow_none=True, least=2)
         _checks.choice("pairs", pairs, ("boundary", "index", "text"))
         _checks.choice("padding_side", padding_side, ("right", "left"))
+        _checks.choice("one_sided", one_sided, ("learn", "leave_out", "refuse"))
+        _checks.choice("on_error", on_error, ("raise", "skip"))
         _checks.count("pad_to_multiple_of", pad_to_multiple_of, allow_none=True)
         if template_settings is not None and not isinstance(template_settings, Mapping):
             raise TypeError(
                 f"template_settings: expected a mapping or None, got {type(template_settings).__name__}"
             )
-        for name, flag in (("keys", keys), ("add_start", add_start), ("add_end", add_end)):
-            _checks.flag(name, flag)
+        _checks.flag("keys", keys)
+        _checks.flag("add_start", add_start)
+        _checks.flag("add_end", add_end)
         self.tokenizers = (student_tokenizer, teacher_tokenizer)
         self._pad = [
             pad_token(f"{side}_tokenizer", each) for side, each in zip(_SIDES, self.tokenizers, strict=True)
@@ -132,14 +139,16 @@ class DistillationCollator:
         self.add_start, self.add_end = add_start, add_end
         self.pad_to_multiple_of = pad_to_multiple_of
         self.template_settings = dict(template_settings or {})
+        self.one_sided: OneSided = one_sided
+        self.on_error = on_error
         self.truncation = Truncation()
+        self.notes: Counter[str] = Counter()
+        self.skipped: list[str] = []
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer, which the Trainer saves with its checkpoints."""
         return self.tokenizers[0]
-
-    # -- one example -------------------------------------------------------------------------------------
 
     def prepare(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Tokenise one example, for ``datasets.Dataset.map`` and the like.
@@ -167,12 +176,16 @@ class DistillationCollator:
     def _fresh(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not examples:
             return []
-        rows, pairs = self._prepare(examples)
+        rows, pairs, notes = self._prepare(examples)
         self.truncation += pairs.truncation()
+        self.notes += notes
         return rows
 
-    def _prepare(self, examples: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Pairs]:
-        rendered = [render(example, self.tokenizers, self.template_settings) for example in examples]
+    def _prepare(self, examples: Sequence[Mapping[str, Any]]) -> Prepared:
+        rendered = [
+            render(example, self.tokenizers, self.template_settings, one_sided=self.one_sided)
+            for example in examples
+        ]
         student, teacher = (
             tokenize(tokenizer, side, *self._frame(tokenizer))
             for tokenizer, side in zip(self.tokenizers, zip(*rendered, strict=True), strict=True)
@@ -188,14 +201,15 @@ class DistillationCollator:
         if self.keys:
             for row in rows:
                 row |= {name: key_of(listed(row)) for name, key_of in self._keys.items()}
-        return rows, pairs
+        notes: Counter[str] = Counter()
+        for mine, *_ in rendered:
+            notes.update(mine.notes)
+        return rows, pairs, notes
 
     def _frame(self, tokenizer: Any) -> tuple[int | None, int | None]:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         start = eos if bos is None else bos
         return (start if self.add_start else None), (eos if self.add_end else None)
-
-    # -- a batch -----------------------------------------------------------------------------------------
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples, tokenised or not."""
@@ -228,8 +242,19 @@ class DistillationCollator:
         return batch
 
     def _rows(self, examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        made = iter(self._fresh([each for each in examples if "input_ids" not in each]))
-        return [self._checked(each) if "input_ids" in each else next(made) for each in examples]
+        fresh = [each for each in examples if "input_ids" not in each]
+        if self.on_error == "raise":
+            made = iter(self._fresh(fresh))
+            return [self._checked(each) if "input_ids" in each else next(made) for each in examples]
+        rows: list[Mapping[str, Any]] = [self._checked(each) for each in examples if "input_ids" in each]
+        if fresh:
+            for several, pairs, notes in prepared("batch", fresh, self._prepare, self.skipped):
+                self.truncation += pairs.truncation()
+                self.notes += notes
+                rows += several
+        if examples and not rows:
+            raise ValueError(f"batch: expected an example that can be read, found none; {self.skipped[-1]}")
+        return rows
 
     def _checked(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         wanted = (*_COLUMNS, *_POSITION_COLUMNS[self.pairs])
@@ -258,8 +283,6 @@ class DistillationCollator:
     def _padded(self, rows: Sequence[Any], value: int, side: str | None = None) -> Tensor:
         return padded(rows, value, side or self.padding_side, self.pad_to_multiple_of)
 
-    # -- a data set --------------------------------------------------------------------------------------
-
     def prepare_all(self, name: str, dataset: Any, *, tell: bool = True) -> Any:
         """Tokenise a data set, drop examples of which nothing is left to learn, and tell what was cut.
 
@@ -281,33 +304,26 @@ class DistillationCollator:
             return dataset
         if isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
             return dataset
-        made, total = [], Truncation()
-        for rows, pairs in self._prepared(name, dataset):
+        made, total, told = [], Truncation(), Counter[str]()
+        known = len(self.skipped)
+        for rows, pairs, notes in self._prepared(name, dataset):
             total += pairs.truncation()
+            told += notes
             left = zip(rows, pairs.empty.tolist(), strict=True)
             made += [listed(row) for row, empty in left if not empty]
         self.truncation += total
-        if tell and (total.cut or total.empty):
-            _logger.warning("%s: %s", name, total)
+        self.notes += told
+        skipped = self.skipped[known:]
+        if tell:
+            tell_report(name, total, told, skipped)
         if not made:
-            raise ValueError(f"{name}: expected examples with something to learn, found none: {total}")
+            why = skipped[-1] if skipped else total
+            raise ValueError(f"{name}: expected examples with something to learn, found none: {why}")
         keep_kind = getattr(type(dataset), "from_list", None)
         return PreparedDataset(made) if keep_kind is None else keep_kind(made)
 
-    def _prepared(self, name: str, dataset: Any) -> Iterator[tuple[list[dict[str, Any]], Pairs]]:
-        """Prepare a data set in batches; an error names the example."""
-        for first in range(0, len(dataset), TOGETHER):
-            numbers = range(first, min(first + TOGETHER, len(dataset)))
-            try:
-                yield self._prepare([dataset[n] for n in numbers])
-            except (TypeError, ValueError):
-                for n in numbers:
-                    try:
-                        self._prepare([dataset[n]])
-                    except (TypeError, ValueError) as error:
-                        error_type = TypeError if isinstance(error, TypeError) else ValueError
-                        raise error_type(f"{name}[{n}]: {error}") from error
-                raise
+    def _prepared(self, name: str, data: Any) -> Iterator[Prepared]:
+        return prepared(name, data, self._prepare, self.skipped if self.on_error == "skip" else None)
 
     def teacher_examples(self, dataset: Any) -> Iterator[Any]:
         """Yield what a teacher has to read for a data set, for `mlot.saved.save_teacher`.
@@ -321,8 +337,7 @@ class DistillationCollator:
             Token ids, and which positions' predictions count; with ``pairs="text"`` prepared examples, from
             which targets can be saved, too.
         """
-        for n in range(len(dataset)):
-            row = dataset[n] if "input_ids" in dataset[n] else self._prepare([dataset[n]])[0][0]
+        for row in self._each(dataset):
             mask = counted(row["teacher_labels"])
             if any(mask):
                 yield row if self.pairs == "text" else (list(row["teacher_input_ids"]), mask)
@@ -335,13 +350,18 @@ class DistillationCollator:
             keep: what is kept of the saved teacher; the keys of ``"targets"`` are of both models' tokens, and
                 need ``pairs="text"``.
         """
-        name, keys = ("target_key" if keep == "targets" else "teacher_key"), []
+        name = "target_key" if keep == "targets" else "teacher_key"
         if name not in self._keys:
             raise ValueError(f"keep: expected a collator with pairs='text' for targets, got {self.pairs!r}")
+        return [row.get(name) or self._keys[name](row) for row in self._each(dataset)]
+
+    def _each(self, dataset: Any) -> Iterator[Any]:
         for n in range(len(dataset)):
-            row = dataset[n] if "input_ids" in dataset[n] else self._prepare([dataset[n]])[0][0]
-            keys.append(row.get(name) or self._keys[name](row))
-        return keys
+            if "input_ids" in dataset[n]:
+                yield dataset[n]
+                continue
+            for rows, _, _ in self._prepared("dataset", [dataset[n]]):
+                yield from rows
 
     def check_models(self, model: Any, teacher: Any, args: MultiLevelOTTrainingArguments) -> None:
         """Check that models fit; take what they read for a limit where none was given.
@@ -359,33 +379,18 @@ class DistillationCollator:
             raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
         sources = [each.source for each in given_teachers(teacher)]
         if any(self.keys == isinstance(source, nn.Module) for source in sources):
-            wanted = (
-                "keys=False for a teacher that is a model" if self.keys else "keys=True for a saved teacher"
-            )
-            raise ValueError(f"data_collator: expected {wanted}, got keys={self.keys}")
+            kind = "a teacher that is a model" if self.keys else "a saved teacher"
+            raise ValueError(f"data_collator: expected keys={not self.keys} for {kind}, got keys={self.keys}")
         for n, one in enumerate([model, *sources]):
             if isinstance(one, nn.Module):
                 side = min(n, 1)
                 prefix = ("", "teacher_")[side]
-                self._check_model(_SIDES[side], language_model(one), self.tokenizers[side], prefix)
-
-    def _check_model(self, name: str, model: Any, tokenizer: Any, prefix: str) -> None:
-        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-        rows = getattr(embedding, "num_embeddings", None)
-        if rows is not None and len(tokenizer) > rows:
-            raise ValueError(
-                f"{name}_tokenizer: expected at most {rows} tokens, as the {name}, got {len(tokenizer)}"
-            )
-        reads = longest_input(model)
-        limit = getattr(self, f"{prefix}max_length")
-        if reads is None:
-            return
-        if not self._given[prefix]:
-            setattr(self, f"{prefix}max_length", reads if limit is None else min(limit, reads))
-        elif limit > reads:
-            raise ValueError(
-                f"{prefix}max_length: expected at most {reads}, all that the {name} reads, got {limit}"
-            )
+                limit, read = (
+                    getattr(self, f"{prefix}max_length"),
+                    (language_model(one), self.tokenizers[side]),
+                )
+                limit = model_limit(_SIDES[side], *read, limit, prefix, chosen=self._given[prefix])
+                setattr(self, f"{prefix}max_length", limit)
 
 
 _SIDES = ("student", "teacher")

@@ -15,8 +15,9 @@ from mlot._examples import Example
 from mlot._hf.pairs import Truncation
 from mlot._hf.tokenizers import token_ids
 from mlot.align import VocabularyMap
-from mlot.training._collator import TOGETHER, DistillationCollator
+from mlot.training._collator import DistillationCollator
 from mlot.training._corpus import as_documents
+from mlot.training._prepared import TOGETHER
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,21 @@ def targets(tokenizer, row, prefix):
     return runs
 
 
+def said_bytes(tokenizer, ids):
+    """Bytes of an answer; the space before it, where a template puts one, is a part of its first token."""
+    return bytes_of(tokenizer, ids).removeprefix(b" ")
+
+
 def expected_pairs(row):
     """All positions in the same answer at which both have read the same bytes of it, by looking at all."""
     found = []
     runs = [targets(tokenizer, row, prefix) for tokenizer, prefix in SIDES]
     for one, other in zip(*runs, strict=True):
         read = [
-            {first - 1 + n: bytes_of(tokenizer, ids[:n]) for n in range(len(ids))}
+            {said_bytes(tokenizer, ids[:n]): first - 1 + n for n in range(len(ids))}
             for (first, ids), (tokenizer, _) in zip((one, other), SIDES, strict=True)
         ]
-        found += [[i, j] for i, a in read[0].items() for j, b in read[1].items() if a == b]
+        found += [[i, read[1][a]] for a, i in read[0].items() if a in read[1]]
     return found
 
 
@@ -62,7 +67,7 @@ def test_templates_are_each_models_own_and_answers_are_learnt_with_the_token_tha
     for tokenizer, prefix, end in ((STUDENT, "", b"<|im_end|>"), (TEACHER, "teacher_", b"</s>")):
         rendered = tokenizer.apply_chat_template(CHAT, tokenize=False)
         assert bytes_of(tokenizer, row[prefix + "input_ids"]) == rendered.encode()
-        answers = [bytes_of(tokenizer, ids) for _, ids in targets(tokenizer, row, prefix)]
+        answers = [said_bytes(tokenizer, ids) for _, ids in targets(tokenizer, row, prefix)]
         assert answers == [b"the end is the hen" + end, "then — the mat".encode() + end]
     assert row["target_bytes"] == len("the end is the henthen — the mat".encode())
     assert sum(row["text_mask"]) == sum(label != -100 for label in row["labels"]) - 2
@@ -85,7 +90,7 @@ def test_pairs_of_random_conversations(turns):
     if any(answer != answer.strip() for answer in answers):
         answers = [answer.strip() for answer in answers]
     for tokenizer, prefix in SIDES:
-        runs = [bytes_of(tokenizer, ids).decode() for _, ids in targets(tokenizer, row, prefix)]
+        runs = [said_bytes(tokenizer, ids).decode() for _, ids in targets(tokenizer, row, prefix)]
         assert [run.split("<|im_end|>")[0].removesuffix("</s>") for run in runs] == answers
     if all(len(t) == len(turns) for t in (targets(tok, row, p) for tok, p in SIDES)):
         assert row["pairs"] == expected_pairs(row)
@@ -111,7 +116,7 @@ def test_conversation_that_is_too_long_is_cut_within_an_answer():
     collator = collate(max_length=limit)
     row = collator.prepare({"messages": CHAT})
     assert len(row["input_ids"]) <= limit
-    answers = [[bytes_of(t, ids) for _, ids in targets(t, row, p)] for t, p in SIDES]
+    answers = [[said_bytes(t, ids) for _, ids in targets(t, row, p)] for t, p in SIDES]
     assert (
         answers[0][0].removesuffix(b"<|im_end|>")
         == answers[1][0].removesuffix(b"</s>")
@@ -129,7 +134,7 @@ def test_answers_that_look_like_the_template():
         row = collate().prepare({"messages": [said("user", "user assistant"), said("assistant", answer)]})
         for tokenizer, prefix in SIDES:
             ids = targets(tokenizer, row, prefix)[0][1]
-            assert bytes_of(tokenizer, ids).startswith(answer.encode())
+            assert said_bytes(tokenizer, ids).startswith(answer.encode())
             assert len(bytes_of(tokenizer, ids)) > len(answer.encode())
 
 

@@ -370,7 +370,9 @@ def test_tokenizers_that_are_refused():
         ({}, "example: expected text, prompt and completion, or messages, got nothing"),
         ({"prompt": "a", "document": "b"}, "example: expected .*, got document, prompt"),
         ({"text": 3}, "text: expected a string, got int"),
-        ({"prompt": "a", "completion": 3}, "prompt: expected a string like its counterpart"),
+        ({"prompt": "a", "completion": None}, "completion: expected a string like .*, got NoneType"),
+        ({"prompt": 3, "completion": "a"}, "prompt: expected a string like its counterpart"),
+        ({"prompt": "a", "completion": 3}, "completion: expected a string like its counterpart"),
         (
             {"input_ids": [1]},
             "example: expected what DistillationCollator.prepare makes .* input_ids without labels",
