@@ -109,6 +109,7 @@ class Server:
         except (TypeError, ValueError) as error:
             raise ServerError(f"{self.url}: the answer of {self.kind} cannot be read: {error}") from error
         got = served.source
+        self._require_length(got.shape[1], len(ids))
         own = range(len(wanted)) if self.kind == "llama.cpp" else wanted
         for place, row in zip(wanted, own, strict=True):
             n, t = (row, 0) if self.kind == "llama.cpp" else (0, row)
@@ -163,6 +164,16 @@ class Server:
         if not isinstance(text, str) or not text:
             raise ServerError(f"{self.url}: expected an answer with text, got {text!r}")
         return text
+
+    def _require_length(self, described: int, given: int) -> None:
+        """Refuse answers about other tokens than were given: cut off, or with others put before them."""
+        # echo describes the token that was written, too, unless it ended the text
+        expected = {given, given + 1} if self.kind == "openai" else {given}
+        if self.kind != "llama.cpp" and described not in expected:
+            raise ServerError(
+                f"{self.url}: expected {self.kind} to describe the {given} tokens given, got {described}: "
+                "it cut them off or added some"
+            )
 
     def _asked(self, ids: list[int], positions: list[int], k: int, vocab_size: int) -> Served:
         common: dict[str, Any] = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0}

@@ -181,3 +181,25 @@ def test_command(model: Any, words: Any, tmp_path: Path, capsys: pytest.CaptureF
     ):
         assert line in printed.err
     assert len(SavedTeacher(output)) == len(set(keys_of(words)))
+
+
+@pytest.mark.parametrize("rows", [slice(None, -1), slice(2, None)])
+def test_other_tokens_than_were_given(
+    rows: slice, model: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is cut off, or has tokens put before it, would be kept at the wrong positions for good."""
+    honest = Server.post
+
+    def post(self: Server, path: str, content: dict[str, Any]) -> Any:
+        answer = honest(self, path, content)
+        choice = answer["choices"][0]
+        described = choice["prompt_logprobs"]
+        choice["prompt_logprobs"] = described[rows] if rows.stop else [None, *described]
+        return answer
+
+    monkeypatch.setattr(Server, "post", post)
+    with (
+        FakeServer("vllm", model, words) as server,
+        pytest.raises(ServerError, match="to describe the [0-9]+ tokens given"),
+    ):
+        save_from_server(server.url, words, ["some words of text"], tmp_path / "t", k=5)
