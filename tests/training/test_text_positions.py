@@ -48,10 +48,13 @@ def _sides(example, start=True):
 
 def _runs(tokenizer, tokens):
     """Of each target: bytes read before each of its tokens, by the position that predicts it; their number."""
-    for first, last, closing in zip(tokens.first, tokens.last, tokens.closing, strict=True):
+    targets = zip(tokens.first, tokens.last, tokens.closing, tokens.texts, strict=True)
+    for first, last, closing, text in targets:
         ids = tokens.ids[first:last].tolist()
-        read = {int(first) - 1 + n: len(bytes_of(tokenizer, ids[:n])) for n in range(len(ids))}
-        yield read, len(bytes_of(tokenizer, ids)), (int(last), int(closing))
+        # a space that a template puts before the text is in the first token, and comes before byte 0
+        space = len(bytes_of(tokenizer, ids)) - len(text)
+        read = {int(first) - 1 + n: len(bytes_of(tokenizer, ids[:n])) - space for n in range(len(ids))}
+        yield read, len(text), (int(last), int(closing))
 
 
 def _expected(sides):

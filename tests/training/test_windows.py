@@ -317,7 +317,8 @@ def test_records_become_examples(tokenizers, tmp_path):
     for n, piece in enumerate(rest, start=len(texts)):
         row = examples[n]
         learnt = [i for i, m in zip(row["input_ids"], row["text_mask"], strict=True) if m]
-        assert student.decode(learnt) == piece.text
+        # a space that the template puts before an answer is in its first token
+        assert student.decode(learnt) in (piece.text, f" {piece.text}")
         assert row["labels"][1] == -100
 
 
