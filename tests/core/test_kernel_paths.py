@@ -93,8 +93,9 @@ def test_reading(extra, without, temperature, stand_ins, monkeypatch: pytest.Mon
     rng = np.random.default_rng(1)
     ids = np.stack([rng.permutation(12)[:3] for _ in range(10)]).reshape(2, 5, 3)
     ids[0, 0, 1:] = -1
+    ids[1, 2] = -1
     ids = torch.from_numpy(np.concatenate([ids, rng.integers(12, size=(2, 5, 2))], 2))
-    mask[0, 0] = True
+    mask[0, 0] = mask[1, 2] = True
     columns = torch.tensor([[0, 2], [7, 1]])
     request, settings = Request(None, columns, ids, without=without), Settings(temperature, extra, False)
 

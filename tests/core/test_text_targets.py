@@ -13,27 +13,7 @@ from hypothesis import strategies as st
 import mlot
 from mlot.align import TokenBytes, VocabularyMap, text_positions
 from mlot.backends.torch import text as torch_text
-from text_cases import canonical_problems, text_problems
-
-
-def made(problem, backend="numpy", k=None, **settings):
-    logits, text, mask = problem.logits, problem.positions, problem.mask
-    if backend == "torch":
-        logits, mask = torch.from_numpy(logits), torch.from_numpy(mask)
-        rows, ids = torch.from_numpy(text.rows), torch.from_numpy(text.teacher_ids)
-        text = mlot.TextPositions(rows, ids, text.plan)
-    k = max(len(problem.mine), 1) if k is None else k
-    targets = mlot.text_targets(logits, text, student_mask=mask, k=k, **settings)
-    return targets if backend == "numpy" else targets.map(lambda x: x.numpy())
-
-
-def dense(targets):
-    """Probabilities ``(T, V_s)`` of the first sequence."""
-    _, length, vocabulary = targets.shape
-    q = np.zeros((length, vocabulary))
-    for i, j in np.argwhere(targets.ids[0] >= 0):
-        q[i, targets.ids[0, i, j]] += np.exp(targets.log_probs[0, i, j])
-    return q
+from text_cases import canonical_problems, check_definition, dense, made, text_problems
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -55,16 +35,6 @@ def test_targets_do_not_depend_on_the_memory_there_is(problem):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_text, "HOST_BLOCK_BYTES", 1)
         check_definition("torch", problem)
-
-
-def check_definition(backend, problem):
-    targets = made(problem, backend)
-    expected = problem.targets()
-    q = dense(targets)
-    assert set(np.flatnonzero(targets.served[0] > 0)) == set(expected)
-    for i, (probabilities, served) in expected.items():
-        np.testing.assert_allclose(q[i], probabilities, rtol=0, atol=1e-12)
-        assert targets.served[0, i] == pytest.approx(served, abs=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])

@@ -45,6 +45,7 @@ CORE = (
 )
 TESTS = (
     "tests/core/test_closed_forms.py",
+    "tests/core/test_corners.py",
     "tests/core/test_golden.py",
     "tests/core/test_gradients.py",
     "tests/core/test_impossible_tokens.py",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import strategies as st
 
+import mlot
 from byte_cases import bytewise, two_tokenizations
 from mlot import TextPositions
 from mlot.align import TokenBytes, VocabularyMap, batch_text_positions, text_positions
@@ -167,3 +170,33 @@ class Problem:
                     number = sum(word == data for word in self.others[:v])
                 return copies[min(number, len(copies) - 1)]
         return None
+
+
+def made(problem, backend="numpy", k=None, **settings):
+    logits, text, mask = problem.logits, problem.positions, problem.mask
+    if backend == "torch":
+        logits, mask = torch.from_numpy(logits), torch.from_numpy(mask)
+        rows, ids = torch.from_numpy(text.rows), torch.from_numpy(text.teacher_ids)
+        text = mlot.TextPositions(rows, ids, text.plan)
+    k = max(len(problem.mine), 1) if k is None else k
+    targets = mlot.text_targets(logits, text, student_mask=mask, k=k, **settings)
+    return targets if backend == "numpy" else targets.map(lambda x: x.numpy())
+
+
+def dense(targets):
+    """Probabilities ``(T, V_s)`` of the first sequence."""
+    _, length, vocabulary = targets.shape
+    q = np.zeros((length, vocabulary))
+    for i, j in np.argwhere(targets.ids[0] >= 0):
+        q[i, targets.ids[0, i, j]] += np.exp(targets.log_probs[0, i, j])
+    return q
+
+
+def check_definition(backend, problem):
+    targets = made(problem, backend)
+    expected = problem.targets()
+    q = dense(targets)
+    assert set(np.flatnonzero(targets.served[0] > 0)) == set(expected)
+    for i, (probabilities, served) in expected.items():
+        np.testing.assert_allclose(q[i], probabilities, rtol=0, atol=1e-12)
+        assert targets.served[0, i] == pytest.approx(served, abs=1e-12)

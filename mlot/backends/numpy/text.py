@@ -85,7 +85,7 @@ def next_tokens(weights: Floats, position: Position, plan: TextPlan) -> Integers
     if depth == 0:
         return np.where(canonical >= 0, canonical, longest)
     # Borders after 1 to depth bytes, which are those of the tokens that the student has read.
-    borders = plan.segmentation[low:high] & ((2 << min(depth, 61)) - 2)
+    borders = plan.segmentation[low:high] & ((2 << min(depth, 62)) - 2)
     consistent = (position.borders >= 0) & (canonical >= 0) & (borders == position.borders)
     if weights[consistent].sum() > LEAST_CONSISTENT * weights.sum():
         return np.where(consistent, canonical, -1)

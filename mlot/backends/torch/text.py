@@ -258,7 +258,7 @@ def _carried(
         follows = plan.longest[entry]
         if consistent:
             own = plan.canonical[entry]
-            bits = plan.segmentation[n] & ((2 << depth[row].clamp(max=61)) - 2)
+            bits = plan.segmentation[n] & ((2 << depth[row].clamp(max=62)) - 2)
             agrees = goes_on & (borders[row] >= 0) & (own >= 0) & (bits == borders[row])
             sums = mass.new_zeros((2, len(rows)), dtype=torch.float64)
             sums[0].index_add_(0, row, (w * goes_on).double())
