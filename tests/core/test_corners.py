@@ -9,6 +9,7 @@ import torch
 import mlot
 from mlot.align import VocabularyMap, batch_text_positions, text_positions
 from mlot.backends.torch import kernels as torch_kernels
+from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch import statistics
 from mlot.backends.torch.rows import DenseRows
 from mlot.backends.torch.statistics import Settings
@@ -160,8 +161,10 @@ def test_what_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not statistics.kernels_serve(DenseRows(logits[..., ::2]), plain)
 
 
-def test_pairs_that_count_and_pairs_of_nothing() -> None:
-    """ULD of sequences without a position, and of one that has pairs beside one that has none."""
+@pytest.mark.parametrize("look", [True, False])
+def test_pairs_that_count_and_pairs_of_nothing(look: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ULD of sequences without a position, and of one that has pairs beside one that has none; as on a device."""
+    monkeypatch.setattr(torch_rows, "can_look", lambda device: look)
     rng = np.random.default_rng(0)
     student, teacher = (torch.from_numpy(rng.normal(size=(2, 3, width))) for width in (7, 5))
     pairs = torch.tensor([[[2, 1], [-1, -1]], [[-1, -1], [-1, -1]]])
@@ -173,3 +176,13 @@ def test_pairs_that_count_and_pairs_of_nothing() -> None:
         other = teacher if empty.shape[1] == 0 else teacher[:, :0]
         none = torch.full((2, 1, 2), -1)
         assert mlot.uld(empty, other, pairs=none, reduction="sum").item() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["optimal", "greedy"])
+def test_matching_avoids_an_infinite_cost_that_it_can_avoid(backend: str, method: str) -> None:
+    """Even where all that it takes instead is dear."""
+    cost = np.array([[[np.inf, 10.0], [10.0, 0.0]], [[10.0, np.inf], [np.inf, 10.0]]])
+    given = cost if backend == "numpy" else torch.from_numpy(cost)
+    columns = as_numpy(mlot.get_backend(backend).assign(given, method=method))
+    np.testing.assert_array_equal(columns, [[1, 0], [0, 1]])
