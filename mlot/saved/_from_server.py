@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,6 +79,9 @@ def save_from_server(
     Returns:
         The saved teacher.
 
+    Warns:
+        UserWarning: a server names tokens by texts that could be of several; how many positions lose by that.
+
     Raises:
         ImportError: safetensors or filelock is not installed.
         TypeError, ValueError: an argument is of the wrong kind or range, or the folder holds something else.
@@ -122,7 +126,7 @@ def save_from_server(
         todo = [each for each in unique if each.key in lacking]
         if todo:
             _try(server, next((each for each in todo if each.mask.any()), todo[0]), k, width)
-        done = len(unique) - len(todo)
+        done, told, asked, ended = len(unique) - len(todo), 0, 0, 0
         if progress is not None:
             progress(done, len(unique))
         with ThreadPoolExecutor(concurrency) as pool:
@@ -135,7 +139,10 @@ def save_from_server(
                     if not waiting:
                         break
                     example, future = waiting[0]
-                    source, _ = future.result()
+                    source, served = future.result()
+                    told += int((source.ids[..., 0] >= 0).sum())
+                    asked += int(example.mask.sum())
+                    ended += served.unknown + served.ambiguous
                     waiting.popleft()
                     writer.add([example.key], source, np.ones((1, len(example.ids)), bool))
                     done += 1
@@ -152,6 +159,12 @@ def save_from_server(
         ) from error
     finally:
         writer.close()
+    if told < asked or ended:
+        warnings.warn(
+            f"of {asked} positions, {asked - told} have no token that can be told, and the lists of {ended} "
+            "end at one that cannot; servers that name tokens by ids, such as vLLM, lose none",
+            stacklevel=2,
+        )
     return SavedTeacher(folder, expect=manifest)
 
 

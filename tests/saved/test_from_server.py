@@ -111,6 +111,28 @@ def test_a_server_writes_answers(model: Any, words: Any) -> None:
             asked.answer("Once", max_tokens=0)
 
 
+def test_what_cannot_be_told_is_counted(model: Any, words: Any, tmp_path: Path) -> None:
+    """A server that names tokens by text, some by pieces of characters."""
+
+    class Spelling(FakeServer):
+        def answer(self, path: str, content: dict[str, Any]) -> Any:
+            answer = super().answer(path, content)
+            tops = answer["choices"][0]["logprobs"]["top_logprobs"]
+            for n, top in enumerate(tops):
+                if top is not None and n % 3 == 1:
+                    third = sorted(top, key=top.__getitem__)[-3]
+                    tops[n] = {"\ufffd" if name == third else name: x for name, x in top.items()}
+            return answer
+
+    with (
+        Spelling("openai", model, words) as server,
+        pytest.warns(
+            UserWarning, match=r"of \d+ positions, \d+ have no token that can be told, and the lists of"
+        ),
+    ):
+        save_from_server(server.url, words, TEXTS, tmp_path / "served", k=K)
+
+
 def test_nobody_there(words: Any, tmp_path: Path) -> None:
     with FakeServer("vllm", None, words) as server:
         url = server.url
