@@ -1,8 +1,8 @@
 """Universal logit distillation: sorted probabilities compared pair by pair, a few pairs at a time.
 
 The distance is a sum of probabilities with signs, and so is its gradient. On the host the signs come from
-counts (see `uld_counts`); on accelerators, where sorting is cheap and a list of unknown length would have to
-be waited for, from a sort. For the backward pass only signs are kept: on the host one byte for each bin of a
+counts (see `uld_counts`), as in the kernels (`uld_kernels`); on accelerators without these, where a list of
+unknown length would have to be waited for, from a sort. For the backward pass only signs are kept: on the host one byte for each bin of a
 row, on accelerators one for each logit of a paired position.
 """
 
