@@ -2,8 +2,8 @@
 
 The distance is a sum of probabilities with signs, and so is its gradient. On the host the signs come from
 counts (see `uld_counts`), as in the kernels (`uld_kernels`); on accelerators without these, where a list of
-unknown length would have to be waited for, from a sort. For the backward pass only signs are kept: on the host one byte for each bin of a
-row, on accelerators one for each logit of a paired position.
+unknown length would have to be waited for, from a sort. For the backward pass only signs are kept: on the
+host one byte for each bin of a row, on accelerators one for each logit of a paired position.
 """
 
 from __future__ import annotations
