@@ -41,7 +41,7 @@ class TopKLogprobs(Composite):
       sub-probability. At other temperatures the absent are supposed to fall off as a power of their rank from
       the least kept one on, :math:`p_K (x / K)^{-s}` at rank :math:`x`, with the one :math:`s` for which they
       share :math:`m`; :math:`S` is the sum of their powers. That is how the predictions of language models
-      look (`test_fitted_tail_on_a_real_teacher`), hence the default. Where ``vocab_size`` is not known,
+      look (``tests/core/test_fitted_tail.py``), hence the default. Where ``vocab_size`` is not known,
       65,536 stands for it.
     - ``"zero"``: the same, but at other temperatures the missing mass is as concentrated as it can be,
       :math:`S = m\,\min(p_K, m)^{r-1}`: it errs on one side only.

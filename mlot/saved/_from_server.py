@@ -20,7 +20,8 @@ from mlot.saved._examples import TeacherExample, read_examples
 from mlot.saved._manifest import Manifest
 from mlot.saved._reader import SavedTeacher
 from mlot.saved._writer import TeacherWriter
-from mlot.serving import Served, Server, ServerError, ServerKind
+from mlot.serving import Served, Server, ServerError
+from mlot.serving._server import ServerKind
 from mlot.topk import TopKLogprobs
 
 _TRIED = 8  # tokens of the first request, which says whether the server can do this

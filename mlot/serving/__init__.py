@@ -10,7 +10,7 @@ position for each token, and labels and pairs that belong to the tokens fit it a
 from mlot.serving._entries import Served
 from mlot.serving._native import from_llama_cpp, from_ollama
 from mlot.serving._openai import from_openai
-from mlot.serving._server import Server, ServerError, ServerKind
+from mlot.serving._server import Server, ServerError
 from mlot.serving._sglang import from_sglang
 from mlot.serving._stream import merge_chunks
 from mlot.serving._vllm import from_vllm
@@ -19,7 +19,6 @@ __all__ = [
     "Served",
     "Server",
     "ServerError",
-    "ServerKind",
     "from_llama_cpp",
     "from_ollama",
     "from_openai",
