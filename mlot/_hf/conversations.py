@@ -345,21 +345,21 @@ def _one_sided(
 def _bodies(shown: _Shown, tokenizer: Any, name: str, settings: Mapping[str, Any]) -> dict[int, _Body]:
     """By message, what stands between an assistant's header and its end of turn."""
     header, *ends_of_turn = answer_frame(tokenizer, name, settings)
-    found: dict[int, _Body] = {}
+    bodies: dict[int, _Body] = {}
     text, reached = shown.text, 0
     in_order = sorted(shown.places.items(), key=lambda item: item[1])
     for (n, _), (start, end) in in_order:
-        if n in found:
-            found[n].end = end
+        if n in bodies:
+            bodies[n].end = end
             continue
         at = text.rfind(header, reached, start) if header else -1
         headed = at >= 0
         opening = at + len(header) if headed else start
-        found[n] = _Body(opening, end, {}, headed)
+        bodies[n] = _Body(opening, end, {}, headed)
         reached = end
     for part, place in shown.places.items():
-        found[part[0]].places[part] = place
-    order = list(found.values())
+        bodies[part[0]].places[part] = place
+    order = list(bodies.values())
     for body, following in zip(order, [*order[1:], None], strict=True):
         if all(kind != "t" for _, kind in body.places):
             continue
@@ -377,4 +377,4 @@ def _bodies(shown: _Shown, tokenizer: Any, name: str, settings: Mapping[str, Any
             at = match.start() if match else -1
         if at >= 0:
             body.end += len(text[body.end : at].rstrip())
-    return found
+    return bodies

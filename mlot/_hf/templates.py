@@ -74,12 +74,12 @@ def _first(
     order: list[tuple[int, str]], placed: tuple[Any, ...] | None
 ) -> dict[tuple[int, str], tuple[int, int]]:
     """Where each part is; names of calls may be told again with their results."""
-    found: dict[tuple[int, str], tuple[int, int]] = {}
+    places: dict[tuple[int, str], tuple[int, int]] = {}
     for part in reversed(order):
         assert placed is not None
         placed, place = placed
-        found[part] = place
-    return found
+        places[part] = place
+    return places
 
 
 def _trimmed(text: str) -> list[str]:

@@ -18,7 +18,8 @@ def value_bounds(
     :math:`w_{\cdot j} = \mathrm{softmax}_i(f_i - C_{ij} / \lambda)`. The bounds are the tightest of three.
 
     1. *Range.* A mean lies between the extremes: :math:`\sum_j b_j \min_i C^-_{ij}` and
-       :math:`\sum_j b_j \max_i C^+_{ij}`. With a tolerance, which may stop at another round, this is all.
+       :math:`\sum_j b_j \max_i C^+_{ij}`. With a tolerance, which may stop at another round, this is all, and
+       what is returned as the value is its lower end.
     2. *Intervals of potentials.* :math:`f_i = \log a_i - \mathrm{LSE}_j(g_j - C_{ij} / \lambda)` falls in
        :math:`g` and grows with :math:`C`, as :math:`g` does in its turn: ends of intervals follow from ends.
        Then each weight has an interval, and the extreme mean under interval weights takes the upper ends for
@@ -44,6 +45,8 @@ def value_bounds(
             lightest, heaviest = below[:, None] - high / epsilon, above[:, None] - low / epsilon
             top = min(top, _extreme_mean(high, lightest, heaviest))
             bottom = max(bottom, -_extreme_mean(-low, lightest, heaviest))
+    else:  # the value at the cost, too, is that of a round which is not known here
+        return bottom, bottom, top
     return value, min(bottom, value), max(top, value)
 
 

@@ -120,6 +120,16 @@ def from_the_whole(
     return {"had": XP.had(student, teacher, pairs), "sl": XP.sl(student, teacher, pairs), "sd": sd}
 
 
+def test_a_tolerance_may_stop_at_another_round() -> None:
+    """Then the value that was got is not that of all rounds, and any two of the range can be apart."""
+    rng = np.random.default_rng(0)
+    cost = rng.uniform(0, 2, size=(3, 2))
+    low, high = cost - 0.3, cost + 0.2
+    value, bottom, top = value_bounds(cost, low, high, epsilon=0.1, n_iter=2, tol=1e-2)
+    assert (bottom, top) == pytest.approx((low.min(axis=0).mean(), high.max(axis=0).mean()))
+    assert max(top - value, value - bottom) == top - bottom
+
+
 @settings(max_examples=150)
 @given(cases(), configs())
 def test_bounds_hold(case: Case, config: mlot.MultiLevelOTConfig) -> None:

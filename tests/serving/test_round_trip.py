@@ -187,7 +187,9 @@ def test_every_token_is_read_as_itself_or_not_at_all(name: str, alone: bool, ser
         missed = [i for i, got in back.items() if got == -1 and i not in hidden]
         assert len(missed) <= 0.002 * len(back), [entries[i] for i in missed[:9]]
     if not alone and server == "restored":
-        assert sum(got == i for i, got in back.items()) > 0.9 * len(back)
+        assert sum(got == i for i, got in back.items()) > 0.85 * len(
+            back
+        )  # the rest are pieces of characters
 
 
 @pytest.mark.parametrize("name", ["sentencepiece", "stripping"])
