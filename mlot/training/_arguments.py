@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Literal
+import copy
+import inspect
+from dataclasses import Field, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -130,7 +132,31 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         default=False, metadata={"help": "Must stay False, or the teacher's columns never arrive."}
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the defaults of other settings among the bases, which dataclasses would take from this class.
+
+        Of two bases the first one's fields count, and all those of ``TrainingArguments`` are fields of this
+        one, with the defaults that they have there.
+        """
+        super().__init_subclass__(**kwargs)
+        given = inspect.get_annotations(cls)
+        settled = set(given)
+        kept: dict[str, Any] = {}
+        for base in cls.__mro__[1 : cls.__mro__.index(TrainingArguments)]:
+            annotations = inspect.get_annotations(base)
+            if issubclass(base, (MultiLevelOTTrainingArguments, _LossArguments)):
+                settled |= set(annotations)
+                continue
+            defined = vars(base).get("__dataclass_fields__", {})
+            for name in (annotations.keys() & defined.keys()) - settled:
+                settled.add(name)
+                kept[name] = annotations[name]
+                setattr(cls, name, copy.copy(defined[name]))
+        cls.__annotations__ = given | kept
+
     def __post_init__(self) -> None:
+        if any(isinstance(value, Field) for value in vars(type(self)).values()):
+            raise TypeError(f"{type(self).__name__}: expected a class under @dataclass, got one without")
         for name, value in settings_of(self).items():
             setattr(self, name, value)
         if self.alpha is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mlot import _checks
@@ -17,13 +17,11 @@ from mlot._hf.render import render
 from mlot._hf.tokenizers import length_limit, pad_token
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
-from mlot.training._arguments import CollatorPairs, MultiLevelOTTrainingArguments
+from mlot.training._arguments import CollatorPairs
 from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, attention_mask, listed, padded
 from mlot.training._examples import PreparedDataset
-from mlot.training._heads import language_model
 from mlot.training._keys import characters_of, counted, key_makers
-from mlot.training._prepared import Prepared, model_limit, prepared, tell_report
-from mlot.training._teacher import given_teachers
+from mlot.training._prepared import Prepared, prepared, tell_report
 
 
 class DistillationCollator:
@@ -121,9 +119,9 @@ class DistillationCollator:
         _checks.flag("add_end", add_end)
         self.tokenizers = (student_tokenizer, teacher_tokenizer)
         self._pad = [
-            pad_token(f"{side}_tokenizer", each) for side, each in zip(_SIDES, self.tokenizers, strict=True)
+            pad_token(f"{side}_tokenizer", each) for side, each in zip(SIDES, self.tokenizers, strict=True)
         ]
-        self._given = {"": max_length is not None, "teacher_": teacher_max_length is not None}
+        self.limits_given = (max_length is not None, teacher_max_length is not None)
         self.max_length = length_limit(student_tokenizer, max_length)
         self.teacher_max_length = length_limit(teacher_tokenizer, teacher_max_length)
         self.pairs = pairs
@@ -363,37 +361,8 @@ class DistillationCollator:
             for rows, _, _ in self._prepared("dataset", [dataset[n]]):
                 yield from rows
 
-    def check_models(self, model: Any, teacher: Any, args: MultiLevelOTTrainingArguments) -> None:
-        """Check that models fit; take what they read for a limit where none was given.
 
-        Raises:
-            ValueError: a tokenizer has more tokens than its model, a limit is more than its model reads, or
-                the settings ask for what these batches do not hold.
-        """
-        if teacher is not None and args.matching == "text":
-            if self.pairs != "text":
-                raise ValueError(
-                    f"pairs: expected a collator with pairs='text', as matching, got {self.pairs!r}"
-                )
-        elif teacher is not None and args.pairs == "boundary" and self.pairs != "boundary":
-            raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {self.pairs!r}")
-        sources = [each.source for each in given_teachers(teacher)]
-        if any(self.keys == isinstance(source, nn.Module) for source in sources):
-            kind = "a teacher that is a model" if self.keys else "a saved teacher"
-            raise ValueError(f"data_collator: expected keys={not self.keys} for {kind}, got keys={self.keys}")
-        for n, one in enumerate([model, *sources]):
-            if isinstance(one, nn.Module):
-                side = min(n, 1)
-                prefix = ("", "teacher_")[side]
-                limit, read = (
-                    getattr(self, f"{prefix}max_length"),
-                    (language_model(one), self.tokenizers[side]),
-                )
-                limit = model_limit(_SIDES[side], *read, limit, prefix, chosen=self._given[prefix])
-                setattr(self, f"{prefix}max_length", limit)
-
-
-_SIDES = ("student", "teacher")
+SIDES = ("student", "teacher")
 _POSITION_COLUMNS = {"boundary": ("pairs",), "index": (), "text": (TEXT_POSITIONS,)}
 _COLUMNS = ("labels", "text_mask", "target_bytes")
 _TEACHER_COLUMNS = ("teacher_input_ids", "teacher_labels")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from mlot._hf.heads import longest_input
 from mlot._hf.pairs import Pairs, Truncation
 
 _logger = logging.getLogger("mlot.training")
@@ -63,32 +62,3 @@ def tell_report(name: str, truncation: Truncation, notes: Mapping[str, int], ski
         _logger.warning("%s: %s: %d", name, note, count)
     if skipped:
         _logger.warning("%s: %d examples were skipped; the first: %s", name, len(skipped), skipped[0])
-
-
-def model_limit(
-    name: str, model: Any, tokenizer: Any, limit: int | None, prefix: str, *, chosen: bool
-) -> int | None:
-    """Check that a model fits its tokenizer.
-
-    Returns:
-        The most tokens of a text: a limit that was chosen, or what the model reads, if that is less.
-
-    Raises:
-        ValueError: the tokenizer has more tokens than the model, or the limit is more than it reads.
-    """
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    rows = getattr(embedding, "num_embeddings", None)
-    if rows is not None and len(tokenizer) > rows:
-        raise ValueError(
-            f"{name}_tokenizer: expected at most {rows} tokens, as the {name}, got {len(tokenizer)}"
-        )
-    reads = longest_input(model)
-    if reads is None:
-        return limit
-    if not chosen or limit is None:
-        return reads if limit is None else min(limit, reads)
-    if limit > reads:
-        raise ValueError(
-            f"{prefix}max_length: expected at most {reads}, all that the {name} reads, got {limit}"
-        )
-    return limit

@@ -20,6 +20,7 @@ from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
 from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
+from mlot.training._fit import fit
 from mlot.training._heads import head_shape, through_head
 from mlot.training._on_policy import Generator, on_policy, without_cross_entropy
 from mlot.training._teacher import Predicted, make_predictor
@@ -45,9 +46,10 @@ class MultiLevelOTMixin(_Base):
 
         class MyTrainer(MultiLevelOTMixin, TheirTrainer): ...
 
-    TRL's ``SFTTrainer`` with its ``SFTConfig`` is one that this works with. It replaces ``compute_loss`` and
-    ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``, ``prediction_step`` and checkpoints; see
-    `MultiLevelOTTrainer` for what they do.
+    TRL's ``SFTTrainer`` with its ``SFTConfig`` is one that this works with: its defaults hold, the collator
+    prepares the examples, and ``max_length`` is the student's there, if that is less than the collator's. The
+    mixin replaces ``compute_loss`` and ``get_batch_samples``, and adds to ``log``, ``evaluation_loop``,
+    ``prediction_step`` and checkpoints; see `MultiLevelOTTrainer` for what they do.
     """
 
     args: MultiLevelOTTrainingArguments
@@ -79,7 +81,8 @@ class MultiLevelOTMixin(_Base):
         _validate.not_empty("eval_dataset", eval_dataset)
         self._on_policy = on_policy(args, teacher, criterion, data_collator, train_dataset, generator)
         if isinstance(data_collator, DistillationCollator):
-            data_collator.check_models(model, teacher, args)
+            _validate.settings_of_others(args, kwargs)
+            fit(data_collator, model, teacher, args)
             if args.tokenize_ahead:
                 tell = args.should_log
                 train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)

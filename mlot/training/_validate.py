@@ -112,6 +112,36 @@ def unused(kwargs: Mapping[str, Any]) -> None:
         raise ValueError("compute_loss_func: expected None, since there is criterion, got a function")
 
 
+def settings_of_others(args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Let a Trainer that prepares data sets itself, such as TRL's, leave that to the collator.
+
+    It would cut all columns of prepared examples to one length, pairs and the teacher's among them.
+
+    Raises:
+        ValueError: a setting of such a Trainer would have no effect.
+    """
+    if not hasattr(args, "dataset_kwargs"):
+        return
+    for name, wanted in (
+        ("packing", (False,)),
+        ("eval_packing", (None, False)),
+        ("padding_free", (False,)),
+        ("loss_type", ("nll",)),
+        ("completion_only_loss", (None, True)),
+    ):
+        value = getattr(args, name, wanted[0])
+        if value not in wanted:
+            raise ValueError(
+                f"{name}: expected {' or '.join(map(repr, wanted))} with a DistillationCollator, which makes "
+                f"the batches, got {value!r}"
+            )
+    if kwargs.get("formatting_func") is not None:
+        raise ValueError(
+            "formatting_func: expected None with a DistillationCollator, which reads the examples, got one"
+        )
+    args.dataset_kwargs = dict(args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
+
+
 def not_empty(name: str, dataset: Any) -> None:
     """Refuse data sets that have a length of 0."""
     if isinstance(dataset, Mapping):
