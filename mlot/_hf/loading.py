@@ -65,6 +65,49 @@ def load_model(
         ValueError: there is no model or no tokenizer, the model has no causal head, or the tokenizer has more
             tokens than the model.
     """
+    tokenizer, notices = load_tokenizer(_model_folder(source, name), name)
+    model = load_weights(source, name, dtype=dtype)
+    embedded = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embedded:
+        raise ValueError(
+            f"{name}: expected a tokenizer of at most {embedded} tokens, as the model, got {len(tokenizer)}"
+        )
+    return model, tokenizer, notices
+
+
+def load_weights(source: str | Path, name: str, *, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
+    """Read a causal language model without its tokenizer; see `load_model`.
+
+    Args:
+        source: a folder as ``save_pretrained`` writes it, or the id of a repository that the cache has.
+        name: of the argument or option that gave it, for messages.
+        dtype: of the weights, or ``"auto"`` for that of the files.
+        settings: what ``from_pretrained`` takes besides.
+
+    Raises:
+        ValueError: there is no model with all of its weights, or it has no causal head.
+    """
+    folder = _model_folder(source, name)
+    given = {"dtype": dtype} | settings | {"output_loading_info": True} | _OFFLINE
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **given)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: expected a causal language model in {folder!r}: {_first_line(error)}"
+        ) from error
+    model, information = loaded
+    if information["missing_keys"]:
+        missing = sorted(information["missing_keys"])
+        raise ValueError(
+            f"{name}: expected all weights of a {type(model).__name__} in {folder!r}, "
+            f"missing {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        )
+    return model
+
+
+def _model_folder(source: str | Path, name: str) -> str:
+    """The folder of a model whose configuration speaks of a causal head."""
     folder = _folder_of(source, name, "a model")
     try:
         config = AutoConfig.from_pretrained(folder, **_OFFLINE)
@@ -73,14 +116,7 @@ def load_model(
             f"{name}: expected a model that transformers loads in {folder!r}: {_first_line(error)}"
         ) from error
     _require_causal(config, name)
-    tokenizer, notices = load_tokenizer(folder, name)
-    model = _load_weights(folder, name, dtype)
-    embedded = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embedded:
-        raise ValueError(
-            f"{name}: expected a tokenizer of at most {embedded} tokens, as the model, got {len(tokenizer)}"
-        )
-    return model, tokenizer, notices
+    return folder
 
 
 def require_length(model: PreTrainedModel, name: str, length: int, length_name: str) -> None:
@@ -126,26 +162,6 @@ def _folder_of(source: str | Path, name: str, what: str) -> str:
             f"{name}: expected a folder with {what}, or the id of one in the cache of Hugging Face, "
             f"found none at {source!r}"
         ) from error
-
-
-def _load_weights(folder: str, name: str, dtype: torch.dtype | str) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **_OFFLINE
-        )
-    except Exception as error:
-        raise ValueError(
-            f"{name}: expected a causal language model in {folder!r}: {_first_line(error)}"
-        ) from error
-    model, information = loaded
-    if information["missing_keys"]:
-        missing = sorted(information["missing_keys"])
-        raise ValueError(
-            f"{name}: expected all weights of a {type(model).__name__} in {folder!r}, "
-            f"missing {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        )
-    return model
 
 
 def _require_causal(config: AutoConfig, name: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from mlot.training._batch import Batch
 from mlot.training._bits import example_sums, metrics_of
 from mlot.training._collator import DistillationCollator
 from mlot.training._fit import fit
+from mlot.training._given import student_of, teacher_of
 from mlot.training._heads import head_shape, through_head
 from mlot.training._on_policy import Generator, on_policy, without_cross_entropy
 from mlot.training._teacher import Predicted, make_predictor
@@ -60,7 +62,7 @@ class MultiLevelOTMixin(_Base):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | None = None,
+        model: PreTrainedModel | nn.Module | str | Path | None = None,
         args: MultiLevelOTTrainingArguments | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
@@ -73,6 +75,7 @@ class MultiLevelOTMixin(_Base):
         **kwargs: Any,
     ) -> None:
         args = _validate.arguments(args)
+        model, teacher = student_of(model, args), teacher_of(teacher, args)
         _validate.student(model)
         _validate.teacher(teacher, model, args, criterion)
         _validate.unused(kwargs)
@@ -90,7 +93,7 @@ class MultiLevelOTMixin(_Base):
             _validate.saved_examples(teacher, data_collator, train_dataset)
         _validate.even_shares(args, train_dataset)
         super().__init__(
-            model,
+            cast(Any, model),
             args,
             data_collator,
             train_dataset,
@@ -361,16 +364,15 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
     alone and reports ``eval_loss`` and ``eval_ce``, the mean cross-entropy of all labels, and
     ``eval_bits_per_byte``, which compares between tokenizers.
 
-    Sequences are not packed: an example is a sequence of its own.
-
     Args:
-        model: the student, a causal language model.
+        model: the student, a causal language model, or a folder or the id in the cache from which it is read.
         args: settings.
         rest: what ``transformers.Trainer`` takes third and later.
         teacher: a causal language model, which is put in evaluation mode, moved as ``args`` say and else left
-            as it is; or a `mlot.saved.SavedTeacher`, and then no model of the teacher is needed; or a
-            sequence of `mlot.Teacher` with such sources and their weights, all of which read the tokens of
-            the collator's one teacher tokenizer. ``None`` with ``alpha=0``: cross-entropy alone.
+            as it is; or a `mlot.saved.SavedTeacher`, and then no model of the teacher is needed; or the
+            folder of either, or a model's id in the cache; or a sequence of `mlot.Teacher` with such sources
+            and their weights, all of which read the tokens of the collator's one teacher tokenizer. ``None``
+            with ``alpha=0``: cross-entropy alone.
         criterion: a loss to use in place of `mlot.nn.MultiLevelOTLoss` with the settings in ``args``, called
             as that one; its ``terms`` are logged where it has them.
         generator: what answers prompts for ``args.on_policy`` in place of transformers' ``generate``: see

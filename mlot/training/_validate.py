@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -28,7 +29,22 @@ def arguments(args: Any) -> MultiLevelOTTrainingArguments:
             "use_linear_head: expected False with several devices in one process "
             f"(torchrun gives each its own), got True with {args.n_gpu}"
         )
+    if args.teacher_device is not None:
+        _device(args.teacher_device)
     return args
+
+
+def _device(name: str) -> None:
+    """Require a device that is there."""
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"teacher_device: expected a device of this machine or None, got {name!r}: {reason}"
+        ) from error
+    if device.type == "meta":
+        raise ValueError("teacher_device: expected a device that holds weights, got 'meta'")
 
 
 def student(model: Any) -> None:
@@ -71,7 +87,8 @@ def _teacher(name: str, value: Any, model: Any, config: MultiLevelOTConfig) -> N
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     else:
-        wanted = "a model, a mlot.saved.SavedTeacher" + (" or None" if name == "teacher" else "")
+        wanted = "a model, its folder or name, a mlot.saved.SavedTeacher"
+        wanted += " or None" if name == "teacher" else ""
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
 
 

@@ -74,7 +74,7 @@ def test_models_without_a_causal_head(refused):
         )
         refused(f"model: {expected}", model=model)
         refused(f"teacher: {expected}", teacher=model)
-    refused("model: expected a causal language model, got str", TypeError, model="gpt2")
+    refused("model: expected a causal language model, got int", TypeError, model=3)
 
 
 def test_missing_pad_token():
@@ -204,7 +204,9 @@ def test_teachers_that_are_none(refused):
     student = make_student()
     refused("teacher: expected another model than the student, got the same", model=student, teacher=student)
     refused(
-        "teacher: expected a model, a mlot.saved.SavedTeacher or None, got str", TypeError, teacher="folder"
+        "teacher: expected a model, its folder or name, a mlot.saved.SavedTeacher or None, got int",
+        TypeError,
+        teacher=3,
     )
 
 

@@ -105,7 +105,7 @@ def test_what_is_refused(tmp_path):
         (
             [mlot.Teacher(torch.zeros(1, 2, 3))],
             TypeError,
-            r"teacher\[0\]: expected a model, a mlot.saved.SavedTeacher, got",
+            r"teacher\[0\]: expected a model, its folder or name, a mlot.saved.SavedTeacher, got",
         ),
     ):
         with pytest.raises(kind, match=message):
