@@ -19,6 +19,8 @@ Pairs = Literal["boundary", "index"]
 #: Which positions a collator prepares.
 CollatorPairs = Literal["boundary", "index", "text"]
 
+_FLAGS = ("use_linear_head", "use_teacher_linear_head", "overwrite_logits")
+
 if TYPE_CHECKING:  # which is frozen, but has the same fields
     _LossArguments = MultiLevelOTConfig
 else:
@@ -49,6 +51,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
             A teacher spread over devices (``device_map``) stays where it is.
         log_diagnostics_every: of how many logs one has the kept mass, matching gap, marginal error and paired
             share beside the losses; computing them waits for the device. With 0 none has.
+        eval_distillation: whether evaluations ask the teacher, too, and report the terms of the loss.
         tokenize_ahead: whether data sets with a length are tokenised before the first step, and not while
             training.
         on_policy: share of the batches in which the student answers prompts of the data itself, and is
@@ -107,6 +110,10 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
     log_diagnostics_every: int = field(
         default=1,
         metadata={"help": "Of how many logs one has the diagnostics of the transport, too; 0: none."},
+    )
+    eval_distillation: bool = field(
+        default=False,
+        metadata={"help": "Whether evaluations ask the teacher, too, and report the terms of the loss."},
     )
     tokenize_ahead: bool = field(
         default=True,
@@ -178,7 +185,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         _checks.number("alpha", self.alpha, allow_zero=True)
         self.ot_config()
         _checks.choice("pairs", self.pairs, ("boundary", "index"))
-        for name in ("use_linear_head", "use_teacher_linear_head", "overwrite_logits", "tokenize_ahead"):
+        for name in (*_FLAGS, "eval_distillation", "tokenize_ahead"):
             _checks.flag(name, getattr(self, name))
         if self.teacher_dtype is not None:
             dtype = getattr(torch, str(self.teacher_dtype).removeprefix("torch."), None)

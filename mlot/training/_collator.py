@@ -69,7 +69,8 @@ class DistillationCollator:
         pairs: ``"boundary"`` or ``"index"``; or ``"text"`` for ``matching="text"``.
         vocabulary: the map of the two tokenizers, which ``pairs="text"`` needs and makes if there is none;
             with others, diagnostics tell by it how much of the kept mass is matched with equal strings.
-        keys: whether the teacher is saved.
+        keys: whether the teacher is saved; ``"both"`` for saved ones and models in one list, whose tokens are
+            then padded on the right.
         padding_side: ``"right"`` or ``"left"``.
         add_start: whether texts and prompts start with bos, or eos where there is no bos, so that all of
             the text is predicted. Chat templates bring what they need.
@@ -94,7 +95,7 @@ class DistillationCollator:
         teacher_max_length: int | None = None,
         pairs: CollatorPairs = "boundary",
         vocabulary: VocabularyMap | None = None,
-        keys: bool = False,
+        keys: bool | Literal["both"] = False,
         padding_side: str = "right",
         add_start: bool = True,
         add_end: bool = True,
@@ -114,7 +115,8 @@ class DistillationCollator:
             raise TypeError(
                 f"template_settings: expected a mapping or None, got {type(template_settings).__name__}"
             )
-        _checks.flag("keys", keys)
+        if keys != "both":
+            _checks.flag("keys", keys)
         _checks.flag("add_start", add_start)
         _checks.flag("add_end", add_end)
         self.tokenizers = (student_tokenizer, teacher_tokenizer)
@@ -212,7 +214,7 @@ class DistillationCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples, tokenised or not."""
         rows = self._rows(examples)
-        batch, offset = self._side(rows, "", self._pad[0])
+        batch, offset = self._side(rows, "", self._pad[0], self.padding_side)
         batch["labels"] = self._padded([row["labels"] for row in rows], -100)
         batch["text_mask"] = self._padded([row["text_mask"] for row in rows], 0).bool()
         batch["target_bytes"] = torch.tensor([row["target_bytes"] for row in rows])
@@ -223,10 +225,11 @@ class DistillationCollator:
                 batch[TARGET_KEYS] = characters_of([row["target_key"] for row in rows])
                 ids = [row["teacher_input_ids"] for row in rows]
                 batch["teacher_input_ids"] = self._padded(ids, self._pad[1], "right")
-        else:
-            teacher, teacher_offset = self._side(rows, "teacher_", self._pad[1])
+        if self.keys in (False, "both"):
+            side = "right" if self.keys else self.padding_side
+            teacher, teacher_offset = self._side(rows, "teacher_", self._pad[1], side)
             batch |= teacher
-            batch["teacher_labels"] = self._padded([row["teacher_labels"] for row in rows], -100)
+            batch["teacher_labels"] = self._padded([row["teacher_labels"] for row in rows], -100, side)
         if self.pairs == "boundary":
             pairs = batch_pairs(
                 [row["pairs"] for row in rows], student_offset=offset, teacher_offset=teacher_offset
@@ -256,7 +259,8 @@ class DistillationCollator:
 
     def _checked(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         wanted = (*_COLUMNS, *_POSITION_COLUMNS[self.pairs])
-        wanted += tuple(self._keys) if self.keys else _TEACHER_COLUMNS
+        wanted += tuple(self._keys) if self.keys else ()
+        wanted += _TEACHER_COLUMNS if self.keys in (False, "both") else ()
         if self.keys and self.pairs == "text":
             wanted += _TEACHER_COLUMNS[:1]
         lacking = [name for name in wanted if name not in example]
@@ -268,12 +272,12 @@ class DistillationCollator:
         return example
 
     def _side(
-        self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int
+        self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int, where: str
     ) -> tuple[dict[str, Tensor], Any]:
         ids = [row[prefix + "input_ids"] for row in rows]
-        mask = attention_mask(ids, self.padding_side, self.pad_to_multiple_of)
-        side = {prefix + "input_ids": self._padded(ids, pad), prefix + "attention_mask": mask}
-        if self.padding_side == "right":
+        mask = attention_mask(ids, where, self.pad_to_multiple_of)
+        side = {prefix + "input_ids": self._padded(ids, pad, where), prefix + "attention_mask": mask}
+        if where == "right":
             return side, 0
         side[prefix + "position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return side, (mask.shape[1] - mask.sum(dim=1)).numpy()

@@ -30,11 +30,13 @@ def fit(
     elif teacher is not None and args.pairs == "boundary" and collator.pairs != "boundary":
         raise ValueError(f"pairs: expected a collator with pairs='boundary', as args, got {collator.pairs!r}")
     sources = [each.source for each in given_teachers(teacher)]
-    if any(collator.keys == isinstance(source, nn.Module) for source in sources):
-        kind = "a teacher that is a model" if collator.keys else "a saved teacher"
-        raise ValueError(
-            f"data_collator: expected keys={not collator.keys} for {kind}, got keys={collator.keys}"
+    kinds = {isinstance(source, nn.Module) for source in sources}
+    wanted: Any = "both" if len(kinds) == 2 else kinds == {False}
+    if kinds and collator.keys not in (wanted, "both"):
+        kind = {True: "a saved teacher", False: "a teacher that is a model"}.get(
+            wanted, "teachers of both kinds"
         )
+        raise ValueError(f"data_collator: expected keys={wanted!r} for {kind}, got keys={collator.keys}")
     most = getattr(args, "max_length", None)  # of TRL's settings
     if most is not None:
         collator.max_length = most if collator.max_length is None else min(most, collator.max_length)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from mlot.nn import DistillationTerms, MultiLevelOTLoss
 from mlot.training import _validate
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import Batch
-from mlot.training._bits import example_sums, metrics_of
+from mlot.training._bits import example_sums
 from mlot.training._collator import DistillationCollator
+from mlot.training._evaluation import EvaluationMixin
 from mlot.training._fit import fit
 from mlot.training._given import student_of, teacher_of
 from mlot.training._heads import head_shape, through_head
@@ -30,13 +31,8 @@ from mlot.training._terms import DIAGNOSTICS, TEXT_DIAGNOSTICS, RunningTerms
 
 _logger = logging.getLogger("mlot.training")
 
-if TYPE_CHECKING:  # the mixin is used with Trainers alone, whose attributes type checkers are to know
-    _Base = Trainer
-else:
-    _Base = object
 
-
-class MultiLevelOTMixin(_Base):
+class MultiLevelOTMixin(EvaluationMixin):
     r"""Gives a subclass of ``transformers.Trainer`` the loss of MultiLevelOT.
 
     Write it first, before the Trainer that it changes, and let the settings be both kinds:
@@ -90,7 +86,9 @@ class MultiLevelOTMixin(_Base):
                 tell = args.should_log
                 train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)
                 eval_dataset = data_collator.prepare_all("eval_dataset", eval_dataset, tell=tell)
-            _validate.saved_examples(teacher, data_collator, train_dataset)
+            _validate.saved_examples(teacher, data_collator, "train_dataset", train_dataset)
+            if args.eval_distillation:
+                _validate.saved_examples(teacher, data_collator, "eval_dataset", eval_dataset)
         _validate.even_shares(args, train_dataset)
         super().__init__(
             cast(Any, model),
@@ -203,11 +201,7 @@ class MultiLevelOTMixin(_Base):
         if predicted is None:
             nll = example_sums(student, batch)[:, 0].sum() / items
             return DistillationTerms(nll, nll, torch.zeros_like(nll))
-        pairs = batch.pairs
-        if self.args.pairs == "index" or self.args.matching == "text":
-            pairs = None
-        elif pairs is None:
-            raise ValueError("pairs: expected 'index' for batches without pairs, got 'boundary'")
+        pairs = self.compared_pairs(batch)
         teacher = predicted[0]
         if isinstance(teacher, list):
             teacher, pairs = [replace(each, pairs=pairs) for each in teacher], None
@@ -312,40 +306,6 @@ class MultiLevelOTMixin(_Base):
         finally:
             running.sums, running.loss = own, loss
 
-    # -- evaluation --------------------------------------------------------------------------------------
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Predict held-out text with the student alone, and add up what `evaluation_loop` reports."""
-        batch = Batch.of(self._prepare_inputs(inputs))
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = None
-            if self._head is None or not prediction_loss_only:
-                logits = model(**batch.student).logits
-                sums = example_sums(logits, batch)
-            else:
-                sums = through_head(model, batch.student, self._head, lambda head: example_sums(head, batch))
-        # Examples that only fill the last batch up are left out by this.
-        self._evaluated.append(self.accelerator.gather_for_metrics(sums))
-        loss = sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1)
-        return (loss, None, None) if prediction_loss_only else (loss, logits, batch.labels)
-
-    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; ``loss`` and ``ce`` are means over all labels, ``bits_per_byte`` is over all bytes."""
-        self._evaluated = []
-        # A loader draws a seed, so that dropout after an evaluation would be other than without it.
-        with torch.random.fork_rng(devices=[]):
-            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
-        cast("dict[str, float]", output.metrics).update(metrics_of(self._evaluated, prefix))
-        self._evaluated = []
-        return output
-
 
 class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
     r"""Distils a teacher into a student that may have another tokenizer: a ``transformers.Trainer``.
@@ -362,7 +322,8 @@ class MultiLevelOTTrainer(MultiLevelOTMixin, Trainer):
     step, means over its sequences: ``teacher_kept_mass``, ``student_kept_mass``, ``matching_gap`` and
     ``marginal_error`` as `mlot.Diagnostics` has them, and ``paired_share``. An evaluation asks the student
     alone and reports ``eval_loss`` and ``eval_ce``, the mean cross-entropy of all labels, and
-    ``eval_bits_per_byte``, which compares between tokenizers.
+    ``eval_bits_per_byte``, which compares between tokenizers; with ``args.eval_distillation`` the teacher
+    is asked, too, and ``eval_had``, ``eval_sl``, ``eval_sd`` and ``eval_distillation`` are there.
 
     Args:
         model: the student, a causal language model, or a folder or the id in the cache from which it is read.

@@ -57,6 +57,10 @@ def teacher(value: Any, model: Any, args: MultiLevelOTTrainingArguments, criteri
     """Require a teacher that is a model or saved, and fits the settings; none if nobody asks it."""
     if criterion is not None and not callable(criterion):
         raise TypeError(f"criterion: expected a module or None, got {type(criterion).__name__}")
+    if args.eval_distillation and (value is None or not args.alpha or criterion is not None):
+        raise ValueError(
+            "eval_distillation: expected False without a teacher, with alpha=0 or another criterion, got True"
+        )
     if value is None:
         if args.alpha:
             raise ValueError(f"teacher: expected a teacher, or alpha=0, got None with alpha={args.alpha}")
@@ -182,13 +186,14 @@ def even_shares(args: MultiLevelOTTrainingArguments, dataset: Any) -> None:
         )
 
 
-def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
+def saved_examples(value: Any, collator: Any, name: str, dataset: Any) -> None:
     """Require that saved teachers were made with the collator's tokenizer and have every example.
 
     Args:
         value: what was given as a teacher.
         collator: a `mlot.training.DistillationCollator`.
-        dataset: training data; without a length, its examples cannot be looked for beforehand.
+        name: of the data set, for messages.
+        dataset: one, or a mapping of several; without a length, its examples cannot be looked for beforehand.
     """
     kept: list[Any] = [
         each.source for each in given_teachers(value) if not isinstance(each.source, nn.Module)
@@ -209,6 +214,10 @@ def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
                 "teacher: expected targets in the tokens of data_collator's student tokenizer, whose "
                 f"fingerprint is {student!r}, got some for {each.manifest.student_tokenizer_fingerprint!r}"
             )
+    if isinstance(dataset, Mapping):
+        for key, each in dataset.items():
+            saved_examples(value, collator, f"{name}[{key!r}]", each)
+        return
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return
     for each in kept:
@@ -216,6 +225,6 @@ def saved_examples(value: Any, collator: Any, dataset: Any) -> None:
         missing = each.missing(keys)
         if missing:
             raise ValueError(
-                f"teacher: expected all {len(keys)} different examples of train_dataset, "
+                f"teacher: expected all {len(keys)} different examples of {name}, "
                 f"{len(missing)} of them were not saved"
             )

@@ -170,7 +170,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     def at_boundaries(self) -> Examples:
         """The same with the positions at which both models have read the same bytes."""
-        return Examples(self.pieces, *self._arguments, keys=self.collator.keys)
+        return Examples(self.pieces, *self._arguments, keys=bool(self.collator.keys))
 
     def swapped(self) -> Examples:
         """The same for the other model."""

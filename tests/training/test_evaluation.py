@@ -8,6 +8,8 @@ pytest.importorskip("transformers")
 
 import torch
 
+import mlot
+import mlot.nn
 from mlot.training import DistillationCollator
 from training_cases import (
     TEXTS,
@@ -15,6 +17,7 @@ from training_cases import (
     examples,
     make_collator,
     make_student,
+    make_teacher,
     make_trainer,
     student_tokenizer,
 )
@@ -208,3 +211,49 @@ def test_nothing_to_ask_for_gives_no_metrics(tmp_path, student):
         [make_collator().prepare({"prompt": "a" * 9, "completion": "b"}) | {"labels": [-100] * 12}]
     )
     assert "eval_bits_per_byte" not in found
+
+
+@pytest.mark.parametrize("matching", ["optimal", "text"])
+@pytest.mark.parametrize("head", [False, True])
+def test_terms_of_the_loss_with_the_teacher(tmp_path, matching, head):
+    """Those that training logs for the same batch at the same weights, however it is cut."""
+    rest = {"matching": matching, "use_linear_head": head, "k": 6, "learning_rate": 0.0}
+    made = [
+        make_trainer(
+            tmp_path,
+            eval_dataset=examples(),
+            collator=make_collator(pairs="text" if matching == "text" else "boundary"),
+            eval_distillation=True,
+            per_device_eval_batch_size=size,
+            **rest,
+        )
+        for size in (8, 3)
+    ]
+    made[0].train()
+    logged = made[0].state.log_history[0]
+    names = ("ce", "had", "sl", "sd") if matching == "optimal" else ("ce", "had", "sl")
+    for trainer in made:
+        metrics = trainer.evaluate()
+        for name in names:
+            assert metrics[f"eval_{name}"] == pytest.approx(logged[name], rel=1e-9), name
+        assert ("eval_sd" in metrics) == ("sd" in logged)
+        weighted = sum(
+            getattr(trainer.args, f"{name}_weight") * metrics[f"eval_{name}"] for name in names[1:]
+        )
+        assert metrics["eval_distillation"] == pytest.approx(weighted, rel=1e-9)
+
+
+def test_terms_of_several_teachers_by_weight(tmp_path):
+    teachers = [mlot.Teacher(make_teacher(), 0.8), mlot.Teacher(make_teacher(), 0.5)]
+    one, two = (
+        make_trainer(tmp_path, teacher=each, eval_dataset=examples(), eval_distillation=True).evaluate()
+        for each in (make_teacher(), teachers)
+    )
+    for name in ("eval_had", "eval_sl", "eval_sd", "eval_distillation"):
+        assert two[name] == pytest.approx(1.3 * one[name], rel=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"criterion": mlot.nn.ULDLoss()}])
+def test_terms_that_nobody_computes_are_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match="^eval_distillation: expected False without a teacher"):
+        make_trainer(tmp_path, eval_distillation=True, **settings)

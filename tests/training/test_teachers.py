@@ -88,8 +88,35 @@ def test_saved_ones(tmp_path):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-10)
     with pytest.raises(ValueError, match=r"teacher\[0\]: k: expected"):
         make_trainer(tmp_path, teacher=[mlot.Teacher(each) for each in saved], collator=collator, k=7)
-    with pytest.raises(ValueError, match="data_collator: expected keys=True for a saved teacher"):
+    with pytest.raises(ValueError, match="data_collator: expected keys='both' for teachers of both"):
         make_trainer(tmp_path, teacher=[mlot.Teacher(models[0]), mlot.Teacher(saved[0])])
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding_side": "left"}, {"pairs": "text"}])
+def test_saved_ones_and_models_in_one_list(tmp_path, settings):
+    collator = make_collator(keys="both", **settings)
+    models = make_teacher(), other_teacher()
+    kept = {"keep": "likeliest", "k": 275} if "pairs" in settings else {"k": 6}
+    saved = save_teacher(
+        models[0],
+        collator.tokenizers[1],
+        collator.teacher_examples(examples()),
+        tmp_path / "saved",
+        dtype="float64",
+        **kept,
+    )
+    rest = {"matching": "text", "k": 8} if "pairs" in settings else {}
+    results = [
+        loss_and_gradient(tmp_path, [mlot.Teacher(first, 0.8), mlot.Teacher(models[1], 0.5)], made, **rest)
+        for first, made in ((models[0], make_collator(**settings)), (saved, collator))
+    ]
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
+    for name, slope in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], slope, rtol=1e-7, atol=1e-10)
+    teachers = [mlot.Teacher(saved), mlot.Teacher(models[1])]
+    for keys in (True, False):
+        with pytest.raises(ValueError, match="keys='both' for teachers of both kinds"):
+            make_trainer(tmp_path, teacher=teachers, collator=make_collator(keys=keys, **settings), **rest)
 
 
 def test_what_is_refused(tmp_path):
