@@ -38,6 +38,7 @@ SETTINGS = {
     "teacher_dtype": "bfloat16",
     "teacher_device": "cpu",
     "log_diagnostics_every": 3,
+    "eval_distillation": True,
     "tokenize_ahead": False,
     "on_policy": 0.0,  # all that goes with overwrite_logits
     "on_policy_temperature": 0.9,
