@@ -1,9 +1,13 @@
-"""Preparing batches of texts for both models, with the plan from the text, beside tokenizing them."""
+"""Preparing batches of texts for both models, with the plan from the text, beside tokenizing them.
+
+Seconds are those of the processor.
+"""
 
 from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +67,8 @@ def prepare_rows(
         actions = [partial(_collate, collator, batches), partial(_tokenize, tokenizers, batches)]
         served = actions[0]()  # what is made once is made before
         with _one_thread():
-            seconds = interleaved(actions, repeats, torch.device("cpu"))
+            # Of the processor: other programs on the machine count less, and all is one thread.
+            seconds = interleaved(actions, repeats, torch.device("cpu"), time.process_time)
         beyond = statistics.median(one - other for one, other in zip(*seconds, strict=True))
         total = sum(len(each.encode()) for each in texts)
         rates.append(f"{total / 1e6 / beyond:.2f} for texts of {size:,}")
@@ -77,7 +82,10 @@ def prepare_rows(
         made.time_ratio = statistics.median(one / other for one, other in zip(*seconds, strict=True))
         alone.time_ratio = 1.0
         rows += [made, alone]
-    return rows, f"Megabytes of text per second beyond tokenizing, {name}: {', '.join(rates)} bytes."
+    return (
+        rows,
+        f"Megabytes of text per second of the processor beyond tokenizing, {name}: {', '.join(rates)} bytes.",
+    )
 
 
 def cut(text: str, size: int, limit: int | None = None) -> list[str]:

@@ -10,7 +10,10 @@ import torch
 
 
 def interleaved(
-    actions: Sequence[Callable[[], object]], repeats: int, device: torch.device
+    actions: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds that each action took in each of ``repeats`` rounds.
 
@@ -20,20 +23,22 @@ def interleaved(
     for round_number in range(repeats):
         for step in range(len(actions)):
             n = (round_number + step) % len(actions)
-            seconds[n].append(once(actions[n], device))
+            seconds[n].append(once(actions[n], device, clock))
     return seconds
 
 
-def once(action: Callable[[], object], device: torch.device) -> float:
+def once(
+    action: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Seconds that an action takes, the device's work included; what it returns is freed after that."""
     gc.collect()
     gc.disable()
     try:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         result = action()
         synchronize(device)
-        elapsed = time.perf_counter() - start
+        elapsed = clock() - start
     finally:
         gc.enable()
     del result

@@ -149,6 +149,8 @@ def _borders(example: Rendered) -> list[tuple[int, int, int]]:
     rows = [(start - (n in example.spaced), start, end) for n, (start, end) in enumerate(example.spans)] + [
         (start, start, end) for start, end in example.own
     ]
+    if example.text.isascii():
+        return rows
     return [
         (first, second, third)
         for first, second, third in (tuple(len(example.text[:at].encode()) for at in row) for row in rows)

@@ -115,12 +115,12 @@ def ranges_of_texts(
         surfaces = list(map(table.__getitem__, order))
         before = boundaries(np.fromiter(map(len, surfaces), np.int64, len(surfaces)))
         joined, cuts = b"".join(surfaces), before[tokens.offsets].tolist()
-        spaces, others = np.zeros(len(texts), np.int64), []
-        opening = reader.added.keys() | reader.special
+        spaces, others = [False] * len(texts), []
         for n, (text, encoding) in enumerate(zip(data, encodings, strict=True)):
             piece = joined[cuts[n] : cuts[n + 1]]
-            # A space that the tokenizer put there; after added tokens, there may be more of them.
-            spaces[n] = piece[:1] == b" " and piece[1:] == text and opening.isdisjoint(ids[n])
+            if piece != text:
+                # A space that the tokenizer put there; after added tokens, there may be more of them.
+                spaces[n] = piece[:1] == b" " and piece[1:] == text and reader.opening.isdisjoint(ids[n])
             if not (piece == text or spaces[n]) or 1 in encoding.special_tokens_mask:
                 others.append(n)
         shift = (before[tokens.offsets[:-1]] + spaces)[tokens.owner]

@@ -60,6 +60,8 @@ class Reader:
         pad = self.role("pad")
         self.padding = self.unknown & {pad} if pad is not None else set()
         self.special = special - self.unknown
+        #: Ids after which a part of the text may begin.
+        self.opening = self.added.keys() | self.special
         self._strings: dict[int, str | bytes | None] = {}
         self._surfaces: dict[Scheme, dict[int, bytes]] = {}
         # Where tokens that are added later would be.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlot._examples import TOKENISED_FORMS, check_example
+from mlot._hf.conversations import Rendered
 from mlot._hf.pairs import Pairs
 from mlot._hf.render import render
 from mlot._hf.tokenizers import start_token
@@ -19,8 +21,8 @@ from mlot.saved._keys import as_ids, joint_key, key_of
 
 #: What a `mlot.training.DistillationCollator` with ``pairs="text"`` makes of an example.
 _PREPARED = ("input_ids", "labels", "teacher_input_ids", "teacher_labels", "text_positions")
-#: Texts that are given to a tokenizer at once.
-_CHUNK = 1000
+#: Examples that are tokenised together.
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,24 @@ def read_pairs(
     if isinstance(examples, str | Mapping):
         raise TypeError(f"examples: expected several examples, got one {type(examples).__name__}")
     examples_by_key: dict[str, TeacherExample] = {}
-    for n, each in enumerate(examples):
-        example = _with_student(f"examples[{n}]", each, tokenizers, vocabulary, max_length)
-        examples_by_key.setdefault(example.key, example)
+    named = ((f"examples[{n}]", each) for n, each in enumerate(examples))
+    while several := list(islice(named, _CHUNK)):
+        given = [_prepared_or_rendered(name, each, tokenizers, max_length) for name, each in several]
+        texts = [n for n, each in enumerate(given) if isinstance(each, list)]
+        made = _one_by_one_on_error(
+            [(several[n][0], given[n]) for n in texts],
+            lambda rendered: _prepared(rendered, tokenizers, vocabulary, max_length),
+        )
+        for n, row in zip(texts, made, strict=True):
+            given[n] = row
+        for (name, _), row in zip(several, given, strict=True):
+            example = _with_student(name, row)
+            examples_by_key.setdefault(example.key, example)
     return list(examples_by_key.values())
 
 
-def _with_student(
-    name: str, value: Any, tokenizers: tuple[Any, Any], vocabulary: VocabularyMap, max_length: int | None
-) -> TeacherExample:
+def _prepared_or_rendered(name: str, value: Any, tokenizers: tuple[Any, Any], max_length: int | None) -> Any:
+    """An example that is prepared as it is, or as both models read it, a list of two."""
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, Mapping):
@@ -84,20 +95,48 @@ def _with_student(
                 f"pairs='text' prepares them, got {', '.join(map(str, value))}"
             )
         try:
-            rendered = render(check_example(value), tokenizers, {})
-            student, teacher = (
-                tokenize(tokenizer, [each], start_token(tokenizer), tokenizer.eos_token_id)
-                for tokenizer, each in zip(tokenizers, rendered, strict=True)
-            )
+            return render(check_example(value), tokenizers, {})
         except (TypeError, ValueError) as error:
             raise _named(name, error) from error
-        pairs = Pairs.of(student, teacher, None, max_length)
-        value = pairs.columns()[0] | {_PREPARED[-1]: pairs.text_positions(vocabulary)[0][0]}
-    elif max_length is not None and max_length < len(value["teacher_input_ids"]):
+    if max_length is not None and max_length < len(value["teacher_input_ids"]):
         raise ValueError(
             f"max_length: expected None for examples that are prepared already, got {max_length} with one "
             f"of {len(value['teacher_input_ids'])} tokens ({name})"
         )
+    return value
+
+
+def _prepared(
+    rendered: Sequence[Any], tokenizers: tuple[Any, Any], vocabulary: VocabularyMap, max_length: int | None
+) -> list[Mapping[str, Any]]:
+    """Columns of examples, tokenised together."""
+    student, teacher = (
+        tokenize(tokenizer, side, start_token(tokenizer), tokenizer.eos_token_id)
+        for tokenizer, side in zip(tokenizers, zip(*rendered, strict=True), strict=True)
+    )
+    pairs = Pairs.of(student, teacher, None, max_length)
+    positions, _ = pairs.text_positions(vocabulary)
+    return [row | {_PREPARED[-1]: each} for row, each in zip(pairs.columns(), positions, strict=True)]
+
+
+def _one_by_one_on_error(
+    named: Sequence[tuple[str, Any]], prepare: Callable[[list[Any]], list[Any]]
+) -> list[Any]:
+    """Prepare examples together; where that fails, say which one is at fault."""
+    if not named:
+        return []
+    try:
+        return prepare([each for _, each in named])
+    except (TypeError, ValueError):
+        for name, each in named:
+            try:
+                prepare([each])
+            except (TypeError, ValueError) as error:
+                raise _named(name, error) from error
+        raise
+
+
+def _with_student(name: str, value: Mapping[str, Any]) -> TeacherExample:
     student_ids, student_labels, teacher_ids, teacher_labels, positions = (value[key] for key in _PREPARED)
     own = _example(f"{name}: teacher", (teacher_ids, teacher_labels), None)
     other = _example(f"{name}: student", (student_ids, student_labels), None)
@@ -131,11 +170,17 @@ def read_examples(
         _of_mapping(f"examples[{n}]", each, tokenizer) if isinstance(each, Mapping) else each
         for n, each in enumerate(examples)
     ]
-    texts = [n for n, each in enumerate(given) if isinstance(each, str)]
-    for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
-        for n, ids in zip(chunk, token_ids(tokenizer, [given[n] for n in chunk]), strict=True):
-            given[n] = (ids, None)
+    makers: tuple[tuple[type, Callable[[list[Any]], list[Any]]], ...] = (
+        (str, lambda texts: [(ids, None) for ids in token_ids(tokenizer, texts)]),
+        (Rendered, lambda rendered: _of_rendered(tokenizer, rendered)),
+    )
+    for form, make in makers:
+        numbers = [n for n, each in enumerate(given) if isinstance(each, form)]
+        for start in range(0, len(numbers), _CHUNK):
+            chunk = numbers[start : start + _CHUNK]
+            made = _one_by_one_on_error([(f"examples[{n}]", given[n]) for n in chunk], make)
+            for n, each in zip(chunk, made, strict=True):
+                given[n] = each
     examples_by_key: dict[str, TeacherExample] = {}
     for n, each in enumerate(given):
         example = _example(f"examples[{n}]", each, max_length)
@@ -155,7 +200,7 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
-    """A text, or token ids with labels or a mask; prompts and conversations as the collator has them."""
+    """A text, token ids with labels or a mask, or what the model reads of a prompt or a conversation."""
     if "teacher_input_ids" in value and "teacher_labels" in value:
         return value["teacher_input_ids"], value["teacher_labels"]
     if "input_ids" in value:
@@ -167,10 +212,16 @@ def _of_mapping(name: str, value: Mapping[str, Any], tokenizer: Any) -> Any:
         if not hasattr(tokenizer, "all_special_ids"):
             raise TypeError(f"expected a tokenizer of transformers, got {type(tokenizer).__name__}")
         (rendered,) = render(example, [tokenizer], {}, ["teacher"])
-        tokens = tokenize(tokenizer, [rendered], start_token(tokenizer), tokenizer.eos_token_id)
     except (TypeError, ValueError) as error:
         raise _named(name, error) from error
-    return tokens.ids, tokens.labels
+    return rendered
+
+
+def _of_rendered(tokenizer: Any, rendered: list[Rendered]) -> list[tuple[Any, Any]]:
+    """Token ids and labels of what a model reads."""
+    tokens = tokenize(tokenizer, rendered, start_token(tokenizer), tokenizer.eos_token_id)
+    cuts = pairwise(tokens.offsets.tolist())
+    return [(tokens.ids[low:high], tokens.labels[low:high]) for low, high in cuts]
 
 
 def _example(name: str, value: Any, max_length: int | None) -> TeacherExample:

@@ -21,7 +21,7 @@ from mlot.training._arguments import CollatorPairs
 from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, attention_mask, listed, padded
 from mlot.training._examples import PreparedDataset
 from mlot.training._keys import characters_of, counted, key_makers
-from mlot.training._prepared import Prepared, prepared, tell_report
+from mlot.training._prepared import Prepared, prepared, runs, tell_report
 
 
 class DistillationCollator:
@@ -324,8 +324,9 @@ class DistillationCollator:
         keep_kind = getattr(type(dataset), "from_list", None)
         return PreparedDataset(made) if keep_kind is None else keep_kind(made)
 
-    def _prepared(self, name: str, data: Any) -> Iterator[Prepared]:
-        return prepared(name, data, self._prepare, self.skipped if self.on_error == "skip" else None)
+    def _prepared(self, name: str, data: Any, number: int = 0) -> Iterator[Prepared]:
+        skipped = self.skipped if self.on_error == "skip" else None
+        return prepared(name, data, self._prepare, skipped, number)
 
     def teacher_examples(self, dataset: Any) -> Iterator[Any]:
         """Yield what a teacher has to read for a data set, for `mlot.saved.save_teacher`.
@@ -358,11 +359,11 @@ class DistillationCollator:
         return [row.get(name) or self._keys[name](row) for row in self._each(dataset)]
 
     def _each(self, dataset: Any) -> Iterator[Any]:
-        for n in range(len(dataset)):
-            if "input_ids" in dataset[n]:
-                yield dataset[n]
+        for examples, number in runs(dataset):
+            if "input_ids" in examples[0]:
+                yield from examples
                 continue
-            for rows, _, _ in self._prepared("dataset", [dataset[n]]):
+            for rows, _, _ in self._prepared("dataset", examples, number):
                 yield from rows
 
 

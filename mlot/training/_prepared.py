@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from typing import Any, TypeAlias
 
 from mlot._hf.pairs import Pairs, Truncation
@@ -19,7 +20,11 @@ Prepared: TypeAlias = tuple[list[dict[str, Any]], Pairs, Counter[str]]
 
 
 def prepared(
-    name: str, dataset: Any, prepare: Callable[[list[Any]], Prepared], skipped: list[str] | None
+    name: str,
+    dataset: Any,
+    prepare: Callable[[list[Any]], Prepared],
+    skipped: list[str] | None,
+    number: int = 0,
 ) -> Iterator[Prepared]:
     """Prepare a data set in batches.
 
@@ -28,6 +33,7 @@ def prepared(
         dataset: of examples.
         prepare: prepares several.
         skipped: is told of examples that cannot be read; ``None``: the first raises.
+        number: of the first example, for messages.
 
     Raises:
         TypeError, ValueError: an example cannot be read; the message says which.
@@ -44,14 +50,25 @@ def prepared(
                     prepare([dataset[n]])
                     good.append(dataset[n])
                 except (TypeError, ValueError) as error:
+                    message = f"{name}[{number + n}]: {error}"
                     if skipped is None:
-                        error_type = TypeError if isinstance(error, TypeError) else ValueError
-                        raise error_type(f"{name}[{n}]: {error}") from error
-                    skipped.append(f"{name}[{n}]: {error}")
+                        raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
+                    skipped.append(message)
             if skipped is None:
                 raise
         if good:
             yield prepare(good)
+
+
+def runs(dataset: Any) -> Iterator[tuple[list[Any], int]]:
+    """Examples next to each other that are all tokenised, or are all not, and the number of the first."""
+    for first in range(0, len(dataset), TOGETHER):
+        several = [dataset[n] for n in range(first, min(first + TOGETHER, len(dataset)))]
+        number = first
+        for _, run in groupby(several, lambda each: "input_ids" in each):
+            examples = list(run)
+            yield examples, number
+            number += len(examples)
 
 
 def tell_report(name: str, truncation: Truncation, notes: Mapping[str, int], skipped: list[str]) -> None:
