@@ -14,26 +14,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlot import _checks
+from mlot._gold import (
+    Steps,
+    answer,
+    answer_positions,
+    byte_pairs,
+    check_config,
+    check_labels,
+    checked_offsets,
+    divided,
+    first,
+    follow,
+    predicting,
+)
 from mlot._result import MultiLevelOTResult
-from mlot.align import TokenBytes, VocabularyMap, batch_pairs, batch_text_positions, text_positions
+from mlot.align import VocabularyMap, batch_text_positions
 from mlot.config import MultiLevelOTConfig, checked_config
 from mlot.losses import multi_level_ot
 from mlot.masks import mask_from_labels
 from mlot.nn import mean_cross_entropy
-from mlot.text import POSITION_FIELDS, TextPositions
+from mlot.text import TextPositions
 
 __all__ = ["MultiLevelOTLoss"]
-
-_WEIGHTS = ("uld_crossentropy_weight", "uld_distillation_weight")
-_TEMPERATURES = ("uld_student_temperature", "uld_teacher_temperature")
-_FLAGS = ("uld_skip_student_eos", "uld_skip_teacher_eos", "use_extended_uld")
-_STRATEGIES = ("observed", "bayesian")
-_IGNORE = -100
 
 
 class MultiLevelOTLoss(nn.Module):
@@ -42,7 +47,8 @@ class MultiLevelOTLoss(nn.Module):
     .. math:: \mathcal L = w_\mathrm{CE}\,\mathrm{CE}
               + w\,(\mathrm{HAD} + \beta\,\mathrm{SL} + \gamma\,\mathrm{SD})
 
-    Both parts are means over positions of the batch. Of GOLD's settings, those of ULD keep their meaning:
+    Both parts are means over positions of the batch, in a trainer over those of a whole step (`for_trainer`).
+    Of GOLD's settings, those of ULD keep their meaning:
 
     - ``uld_crossentropy_weight`` and ``uld_distillation_weight`` are the weights. GOLD's defaults are 0 and
       1; the paper's are 1 and 0.15.
@@ -80,7 +86,7 @@ class MultiLevelOTLoss(nn.Module):
         self, config: Any, student_tokenizer: Any = None, teacher_tokenizer: Any = None, device: Any = None
     ) -> None:
         super().__init__()
-        _check_config(config)
+        check_config(config)
         self.device = device
         self.student_tokenizer = student_tokenizer
         self.teacher_tokenizer = teacher_tokenizer
@@ -94,11 +100,17 @@ class MultiLevelOTLoss(nn.Module):
         self.token_merge_strategy = config.uld_token_merge_strategy
         self.settings = MultiLevelOTConfig()
         self.last: dict[str, Tensor] = {}
+        self.steps: Steps | None = None
         self._vocabulary: VocabularyMap | None = None
 
     @classmethod
     def for_trainer(cls, trainer: Any, settings: MultiLevelOTConfig | None = None) -> MultiLevelOTLoss:
         """Make the loss for a ``GOLDTrainer``, to be assigned to its ``uld_loss_fn``.
+
+        In training every term is then a sum over positions divided by one number, the tokens of the answers
+        in all micro-batches of a step, on all processes: gradients do not depend on how a batch is cut. The
+        trainer's logs have ``had``, ``sl``, ``sd``, ``cross_entropy`` and ``pairs``, means over steps;
+        evaluations have them, too, means over batches.
 
         Args:
             trainer: a ``GOLDTrainer`` with ``use_uld_loss=True``.
@@ -115,7 +127,7 @@ class MultiLevelOTLoss(nn.Module):
             raise ValueError("trainer: expected use_uld_loss=True in its GOLDConfig, got False")
         device = trainer.accelerator.device
         loss = cls(trainer.args, trainer.processing_class, trainer.teacher_tokenizer, device)
-        loss.settings = settings
+        loss.settings, loss.steps = settings, follow(trainer)
         return loss
 
     def extra_repr(self) -> str:
@@ -178,22 +190,24 @@ class MultiLevelOTLoss(nn.Module):
         teacher_byte_offsets: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see ``__call__``."""
-        _check_labels("student", student_logits, student_labels)
-        _check_labels("teacher", teacher_logits, teacher_labels)
+        check_labels("student", student_logits, student_labels)
+        check_labels("teacher", teacher_logits, teacher_labels)
         offsets = None
         if self.use_extended_uld:
             offsets = (
-                _checked_offsets("student", student_byte_offsets, student_labels),
-                _checked_offsets("teacher", teacher_byte_offsets, teacher_labels),
+                checked_offsets("student", student_byte_offsets, student_labels),
+                checked_offsets("teacher", teacher_byte_offsets, teacher_labels),
             )
+        items, factor = (None, 1.0) if self.steps is None else self.steps.divisor()
         zero = student_logits.new_zeros((), dtype=torch.promote_types(student_logits.dtype, torch.float32))
         ot, nll = None, zero
         if self.distillation_weight:
             ids = (student_input_ids, teacher_input_ids)
-            ot = self._transport(student_logits, teacher_logits, student_labels, teacher_labels, offsets, ids)
+            labels = (student_labels, teacher_labels)
+            ot = self._transport(student_logits, teacher_logits, *labels, offsets, ids, items)
         if self.crossentropy_weight:
             mask = mask_from_labels(student_labels)
-            nll = mean_cross_entropy(student_logits, student_labels, mask, None)
+            nll = mean_cross_entropy(student_logits, student_labels, mask, items)
         loss: Tensor = self.crossentropy_weight * nll + (
             zero if ot is None else self.distillation_weight * ot.loss
         )
@@ -201,7 +215,10 @@ class MultiLevelOTLoss(nn.Module):
         if ot is not None:
             self.last |= {name: getattr(ot, name).detach() for name in ("had", "sl", "sd")}
             self.last["pairs"] = ot._evidence.pairs.sum()
-        return loss
+        if self.steps is not None:
+            terms = {name: value for name, value in self.last.items() if name != "loss"}
+            self.steps.add(terms, factor)
+        return loss * factor
 
     def _transport(
         self,
@@ -211,26 +228,28 @@ class MultiLevelOTLoss(nn.Module):
         teacher_labels: Tensor,
         offsets: tuple[Tensor, Tensor] | None,
         ids: tuple[Tensor, Tensor],
+        items: Tensor | None,
     ) -> MultiLevelOTResult:
         pairs, text = None, None
         if self.settings.matching == "text":
             labels = (student_labels, teacher_labels)
             skips = (self.skip_student_eos, self.skip_teacher_eos)
             student_mask, teacher_mask = (
-                _predicting(_answer(side, skip)) for side, skip in zip(labels, skips, strict=True)
+                predicting(answer(side, skip)) for side, skip in zip(labels, skips, strict=True)
             )
             text = self._text(labels, offsets, ids)
         else:
             student_mask, teacher_mask = self.masks(student_labels, teacher_labels)
         if offsets is not None and text is None:
-            pairs = _byte_pairs(student_mask, teacher_mask, *offsets).to(student_logits.device)
+            pairs = byte_pairs(student_mask, teacher_mask, *offsets).to(student_logits.device)
         return multi_level_ot(
-            _divided(student_logits, self.student_temperature),
-            _divided(teacher_logits, self.teacher_temperature),
+            divided(student_logits, self.student_temperature),
+            divided(teacher_logits, self.teacher_temperature),
             student_mask=student_mask,
             teacher_mask=teacher_mask,
             pairs=pairs,
             config=self.settings,
+            num_items=items,
             text=text,
         )
 
@@ -246,11 +265,11 @@ class MultiLevelOTLoss(nn.Module):
                     raise ValueError(f"{name}: expected a tokenizer with matching='text', got None")
             self._vocabulary = VocabularyMap.from_tokenizers(self.student_tokenizer, self.teacher_tokenizer)
         student, teacher = (
-            [part.cpu().numpy() for part in (label != _IGNORE, token_ids, offset)]
+            [part.cpu().numpy() for part in (label != -100, token_ids, offset)]
             for label, token_ids, offset in zip(labels, ids, offsets, strict=True)
         )
         rows = [
-            _answer_positions([part[n] for part in student], [part[n] for part in teacher], self._vocabulary)
+            answer_positions([part[n] for part in student], [part[n] for part in teacher], self._vocabulary)
             for n in range(len(labels[0]))
         ]
         positions = torch.from_numpy(batch_text_positions(rows)).to(labels[0].device)
@@ -263,138 +282,12 @@ class MultiLevelOTLoss(nn.Module):
             student_labels: ``(B, T_s)`` integers, unshifted, -100 outside the answer.
             teacher_labels: the same for the teacher, ``(B, T_t)``.
         """
-        student = _answer(student_labels, self.skip_student_eos)
-        teacher = _answer(teacher_labels, self.skip_teacher_eos)
+        student = answer(student_labels, self.skip_student_eos)
+        teacher = answer(teacher_labels, self.skip_teacher_eos)
         if self.token_merge_strategy == "observed":
             return student, teacher
         if not self.use_extended_uld:
             # No row predicts a token that opens its sequence: by index, its partner is left out as well.
             unscored = student[:, :1] | teacher[:, :1]
-            student, teacher = (side & ~(_first(side) & unscored) for side in (student, teacher))
-        return _predicting(student), _predicting(teacher)
-
-
-def _check_config(config: Any) -> None:
-    missing = [
-        name
-        for name in (*_WEIGHTS, *_TEMPERATURES, *_FLAGS, "uld_token_merge_strategy")
-        if not hasattr(config, name)
-    ]
-    if missing:
-        raise TypeError(
-            f"config: expected TRL's GOLDConfig, got {type(config).__name__} without {', '.join(missing)}"
-        )
-    for name in _WEIGHTS:
-        _checks.number(f"config.{name}", getattr(config, name), allow_zero=True)
-    for name in _TEMPERATURES:
-        _checks.number(f"config.{name}", getattr(config, name))
-    for name in _FLAGS:
-        _checks.flag(f"config.{name}", getattr(config, name))
-    _checks.choice("config.uld_token_merge_strategy", config.uld_token_merge_strategy, _STRATEGIES)
-    if getattr(config, "uld_use_hybrid_loss", False):
-        raise ValueError(
-            "config.uld_use_hybrid_loss: expected False, since transport matches all columns alike, got True"
-        )
-
-
-def _check_labels(name: str, logits: Any, labels: Any) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name}_logits: expected a torch tensor, got {type(logits).__name__}")
-    if logits.dim() != 3:
-        raise ValueError(f"{name}_logits: expected (B, T, V), got shape {tuple(logits.shape)}")
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}_labels: expected a torch tensor, got {type(labels).__name__}")
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"{name}_labels: expected shape {tuple(logits.shape[:2])}, as {name}_logits, "
-            f"got {tuple(labels.shape)}"
-        )
-
-
-def _checked_offsets(name: str, offsets: Any, labels: Tensor) -> Tensor:
-    if offsets is None:
-        raise ValueError(f"{name}_byte_offsets: expected (B, T, 2) with use_extended_uld=True, got None")
-    if not isinstance(offsets, Tensor):
-        raise TypeError(f"{name}_byte_offsets: expected a torch tensor, got {type(offsets).__name__}")
-    if offsets.shape != (*labels.shape, 2):
-        raise ValueError(
-            f"{name}_byte_offsets: expected shape {(*labels.shape, 2)}, got {tuple(offsets.shape)}"
-        )
-    return offsets
-
-
-def _divided(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
-
-
-def _answer(labels: Tensor, skip_last: bool) -> Tensor:
-    """Tokens of the answer, without the last one if that is to be skipped."""
-    answer = labels != _IGNORE
-    return answer & ~_first(answer.flip(1)).flip(1) if skip_last else answer
-
-
-def _predicting(mask: Tensor) -> Tensor:
-    """Rows that predict the tokens of a mask."""
-    return torch.cat([mask[:, 1:], mask[:, :1] & False], 1)
-
-
-def _first(mask: Tensor) -> Tensor:
-    """Only the first true value of each row."""
-    return mask & (mask.cumsum(1) == 1)
-
-
-def _byte_pairs(
-    student_mask: Tensor, teacher_mask: Tensor, student_offsets: Tensor, teacher_offsets: Tensor
-) -> Tensor:
-    """Pairs ``(B, P, 2)`` of counting rows whose prefixes end at the same byte of the answer."""
-    sides = [
-        (mask.cpu().numpy(), offsets.cpu().numpy())
-        for mask, offsets in ((student_mask, student_offsets), (teacher_mask, teacher_offsets))
-    ]
-    rows = []
-    for n in range(len(student_mask)):
-        (student_at, student_ends), (teacher_at, teacher_ends) = (
-            _boundaries(mask[n], offsets[n]) for mask, offsets in sides
-        )
-        _, i, j = np.intersect1d(student_ends, teacher_ends, return_indices=True)
-        rows.append(np.stack([student_at[i], teacher_at[j]], axis=1))
-    return torch.from_numpy(batch_pairs(rows))
-
-
-def _answer_positions(student: Any, teacher: Any, vocabulary: VocabularyMap) -> Any:
-    """Text positions ``(P, 9)`` of one answer, by the rows of both models; sides are answer, ids, offsets."""
-    if not (student[0].any() and teacher[0].any()):
-        return np.zeros((0, len(POSITION_FIELDS)), np.int64)
-    total = int(max(offsets[answer].max() for answer, _, offsets in (student, teacher)))
-    (s_tokens, s_first), (t_tokens, t_first) = (_answer_tokens(side, total) for side in (student, teacher))
-    text = bytearray(total)
-    for token, start, end in zip(t_tokens.ids, t_tokens.starts, t_tokens.ends, strict=True):
-        spelled = vocabulary.teacher_bytes[token] or b""
-        if end > start:
-            text[start:end] = spelled[-(end - start) :].ljust(end - start, b"\0")
-    rows = text_positions(s_tokens, t_tokens, bytes(text), vocabulary)
-    rows[:, 0] += s_first - 1
-    rows[:, 1] += t_first - 1
-    return rows[(rows[:, :2] >= 0).all(axis=1)]  # the first token of a sequence is predicted by no row
-
-
-def _answer_tokens(side: Any, total: int) -> tuple[TokenBytes, int]:
-    """Tokens of an answer after one that opens it, and the row of the first."""
-    answer, ids, offsets = side
-    at = np.flatnonzero(answer)
-    starts, ends = np.maximum.accumulate(np.clip(offsets[at], 0, total), axis=0).T
-    starts, ends = np.append(0, starts), np.append(0, ends)
-    special = ends <= starts
-    return TokenBytes(np.append(ids[at[0] - 1], ids[at]), starts, ends, special, total), int(at[0])
-
-
-def _boundaries(mask: Any, offsets: Any) -> tuple[Any, Any]:
-    """Counting rows at which a byte of the answer is first reached, or its start, and those bytes.
-
-    A token without width inside the answer closes it: what its row predicts lies beyond the text. Before the
-    answer all ends are 0; the last such row is the one that predicts its first token.
-    """
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    at = np.flatnonzero(mask & ((ends > starts) | (ends == 0)))
-    last = np.flatnonzero(np.diff(ends[at], append=-1) != 0)
-    return at[last], ends[at][last]
+            student, teacher = (side & ~(first(side) & unscored) for side in (student, teacher))
+        return predicting(student), predicting(teacher)

@@ -18,13 +18,11 @@ import mlot
 import mlot.trl
 from gold_cases import COMPLETIONS, PROMPTS, batch, settings, spans, tokenizers
 from mlot import align
+from mlot._gold import byte_pairs
 from mlot.trl import MultiLevelOTLoss
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 pytest.importorskip("trl.experimental.gold", exc_type=ImportError)
-
-
-# -- the interface ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["__init__", "__call__"])
@@ -75,9 +73,6 @@ def test_bad_inputs_are_refused(gold: Any) -> None:
             criterion(**(inputs | {name: value}))
 
 
-# -- values ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("strategy", ["observed", "bayesian"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_rows_that_count_are_those_that_uld_slices(gold: Any, strategy: str, skip: bool) -> None:
@@ -103,7 +98,7 @@ def test_pairs_end_at_the_same_byte(gold: Any, strategy: str, skip: bool) -> Non
     criterion = MultiLevelOTLoss(chosen)
     masks = criterion.masks(inputs["student_labels"], inputs["teacher_labels"])
     offsets = inputs["student_byte_offsets"], inputs["teacher_byte_offsets"]
-    got = mlot.trl._byte_pairs(*masks, *offsets)
+    got = byte_pairs(*masks, *offsets)
     student, teacher = tokenizers()
     for n, completion in enumerate(COMPLETIONS):
         # The prompt's last token stands for the start of the answer, the eos token for its end.
@@ -164,7 +159,7 @@ def test_value_is_that_of_multi_level_ot(gold: Any, strategy: str, extended: boo
     pairs = None
     if extended:
         offsets = inputs["student_byte_offsets"], inputs["teacher_byte_offsets"]
-        pairs = mlot.trl._byte_pairs(*masks, *offsets)
+        pairs = byte_pairs(*masks, *offsets)
     ot = mlot.multi_level_ot(
         leaf / 1.5,
         inputs["teacher_logits"] / 0.7,
@@ -237,42 +232,43 @@ def test_their_uld_is_ours_where_both_pair_by_index(gold: Any, strategy: str, sk
     torch.testing.assert_close(*pulls, rtol=1e-10, atol=1e-16)
 
 
-# -- the trainer -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trainer(gold: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_trainer(gold, tmp_path_factory.mktemp("gold"))
+
+
+def make_trainer(gold: Any, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     import datasets
     from trl.experimental.gold import GOLDConfig
 
     from mlot._hf.made import make_llama
 
-    folder: Path = tmp_path_factory.mktemp("gold")
     student_tokenizer, teacher_tokenizer = tokenizers()
     teacher_tokenizer.save_pretrained(folder / "teacher")
     models = [
-        make_llama(tokenizer, width=32, layers=1, length=128, seed=seed)
+        make_llama(tokenizer, width=32, layers=1, length=128, seed=seed).to(dtype)
         for seed, tokenizer in enumerate((student_tokenizer, teacher_tokenizer))
     ]
     with warnings.catch_warnings():  # theirs, not ours
         warnings.simplefilter("ignore")
-        args = GOLDConfig(
-            output_dir=str(folder / "out"),
-            use_uld_loss=True,
-            lmbda=0.0,
-            max_length=96,
-            max_completion_length=16,
-            per_device_train_batch_size=3,
-            max_steps=2,
-            learning_rate=1e-2,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            teacher_tokenizer_name_or_path=str(folder / "teacher"),
-            disable_tqdm=True,
-        )
+        given = {
+            "output_dir": str(folder / "out"),
+            "use_uld_loss": True,
+            "lmbda": 0.0,
+            "max_length": 96,
+            "max_completion_length": 16,
+            "per_device_train_batch_size": 3,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "bf16": False,
+            "teacher_tokenizer_name_or_path": str(folder / "teacher"),
+            "disable_tqdm": True,
+        } | changes
+        args = GOLDConfig(**given)
         return gold.GOLDTrainer(
             model=models[0],
             teacher_model=models[1],
@@ -311,8 +307,9 @@ def test_gold_trains_with_the_loss_assigned(trainer: Any) -> None:
             inputs["teacher_logits"],
             student_mask=masks[0],
             teacher_mask=masks[1],
-            pairs=mlot.trl._byte_pairs(*masks, *offsets),
+            pairs=byte_pairs(*masks, *offsets),
             config=mlot.MultiLevelOTConfig(k=12),
+            num_items=inputs["student_labels"][:, 1:].ne(-100).sum(),
         )
         torch.testing.assert_close(loss, ot.loss.detach())
         # prompts and padding are out, and both sides are asked about the same bytes
@@ -348,6 +345,47 @@ def test_gold_trains_on_what_the_student_writes(trainer: Any) -> None:
     losses = [entry["on_policy_loss"] for entry in trainer.state.log_history[before:] if "loss" in entry]
     assert all(np.isfinite(loss) and loss > 0 for loss in [*losses, held_out])
     assert trainer.uld_loss_fn.last["pairs"] > 0
+
+
+ONE_STEP = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("matching", ["optimal", "text"])
+def test_accumulation_changes_no_gradient_and_terms_are_logged(
+    gold: Any, tmp_path: Path, matching: str
+) -> None:
+    """In float64, a step of size 1; answers are of different lengths, so means of means would differ."""
+    config = mlot.MultiLevelOTConfig.text() if matching == "text" else mlot.MultiLevelOTConfig(k=12)
+    weights, logs = [], []
+    for size, parts in ((3, 1), (1, 3)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = make_trainer(
+                gold,
+                tmp_path / str(size),
+                torch.float64,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=parts,
+                uld_crossentropy_weight=0.5,
+                lr_scheduler_type="constant",
+                **ONE_STEP,
+            )
+            trainer.uld_loss_fn = MultiLevelOTLoss.for_trainer(trainer, config)
+            before = [p.detach().clone() for p in trainer.model.parameters()]
+            trainer.train()
+            held_out = trainer.evaluate(trainer.train_dataset)
+        weights.append([q.detach() - p for p, q in zip(before, trainer.model.parameters(), strict=True)])
+        logs.append(next(entry for entry in trainer.state.log_history if "loss" in entry))
+        assert held_out["eval_had"] > 0
+    assert max(float(change.abs().max()) for change in weights[0]) > 1e-4
+    for whole, cut in zip(*weights, strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-7, atol=1e-10)
+    for name in ("had", "sl", "cross_entropy", "pairs"):
+        assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-7), name
+    terms = logs[0]["cross_entropy"] * 0.5 + config.had_weight * logs[0]["had"]
+    terms += config.sl_weight * logs[0]["sl"] + (config.sd_weight and config.sd_weight * logs[0]["sd"])
+    assert logs[0]["loss"] == pytest.approx(terms, rel=1e-4)
+    assert logs[1]["loss"] == pytest.approx(terms, rel=1e-4)
 
 
 def test_the_loss_needs_no_trl() -> None:
