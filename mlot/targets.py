@@ -224,6 +224,11 @@ def checked_text(
                     f"{name}.rows[..., {column}]: expected numbers below {top}, or -1 for no row, "
                     f"got {low if low < -1 else high}"
                 )
+    if rows.shape[0] and rows.shape[1]:
+        at_border = rows[:, :, 2] == 0
+        last = int((rows[:, :, 6] * at_border).max())
+        if last > len(plan.ends):
+            raise ValueError(f"{name}.rows[..., 6]: expected at most {len(plan.ends)} at depth 0, got {last}")
     return text
 
 

@@ -40,6 +40,7 @@ class TextPlan:
         teacher_vocab_size: :math:`V_t`.
         reading: ``"canonical"``: the student's own tokenization, the longest token where it has none;
             ``"longest"``: always the longest token.
+        ends: ``[teacher id, student id]`` that hold instead of ``roles`` where positions say so, ``(E, 2)``.
 
     Raises:
         TypeError, ValueError: an array is of the wrong kind, shape or range.
@@ -55,6 +56,7 @@ class TextPlan:
     student_vocab_size: int
     teacher_vocab_size: int
     reading: Reading = "canonical"
+    ends: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     #: Arrays of a backend made of these, by device.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -72,6 +74,7 @@ class TextPlan:
             "segmentation": (number,),
             "equal": (number,),
             "roles": (len(self.roles), 2),
+            "ends": (len(self.ends), 2),
         }
         for name, shape in shapes.items():
             array = getattr(self, name)

@@ -19,15 +19,17 @@ _DECLARED = ("bos", "cls", "sep", "mask", "pad")
 _MARK = "\ue000"
 
 
-def corresponding(student: Reader, teacher: Reader) -> list[tuple[int, int]]:
+def corresponding(student: Reader, teacher: Reader) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Special tokens that correspond.
 
     The end of a turn to the end of a turn, as the chat templates write it, the end of a text to the end of a
     text, then by what the tokenizers declare, then by name. Where one token of the teacher ends both, it
-    corresponds to what ends a turn in the student's chat template, or without one to its eos.
+    corresponds to what ends a turn in the student's chat template, or without one to its eos; and, in a text
+    that the student ends with another of its ends, to that one.
 
     Returns:
-        ``(teacher id, student id)``, each teacher id once, sorted.
+        ``(teacher id, student id)``, each teacher id once, sorted; and those that hold instead where
+        a text ends with both.
     """
     (turn, text), (teacher_turn, teacher_text) = _ends(student), _ends(teacher)
     rows = [(teacher_turn, turn), (teacher_text, text)]
@@ -42,7 +44,11 @@ def corresponding(student: Reader, teacher: Reader) -> list[tuple[int, int]]:
     for one, other in rows:
         if one is not None and other is not None:
             chosen.setdefault(one, other)
-    return sorted(chosen.items())
+    others: set[tuple[int, int]] = set()
+    if teacher_turn is not None and teacher_turn == teacher_text:
+        ends = {each for each in (turn, text, student.role("eos")) if each is not None}
+        others = {(teacher_turn, each) for each in ends - {chosen.get(teacher_turn)}}
+    return sorted(chosen.items()), sorted(others)
 
 
 def _special(reader: Reader) -> dict[str, int]:

@@ -113,7 +113,8 @@ def text_positions(
     6. ``borders``: bit :math:`b`, :math:`1 \le b \le |c|`, is set where a token of the student begins after
        the first :math:`b` bytes of :math:`c`, so that a teacher token agrees with the student's tokens so far
        where ``segmentation & ((2 << depth) - 2) == borders``; -1 where no token of the student begins at
-       :math:`a`, or the depth is over 62.
+       :math:`a`, or the depth is over 62. At depth 0, where there is nothing to agree with: the number, from
+       1 on, of the row of the map's ``ends`` that says what ends this text; 0: the map's ``roles`` do.
     7. ``next``: id of the student's token :math:`i + 1`.
     8. ``chain``: number of teacher tokens, from :math:`j + 1` on, that it reaches into; 1 also where these
        cannot be followed because they do not tile the text.
@@ -264,11 +265,18 @@ def _with_ends(
     reasons[before_end[before_end >= 0]] = _REASONS.index("end")
     i, j = both_ends(student, teacher, before_end, other_end)
     closing = np.stack([teacher.ids[j + 1], student.ids[i + 1]], axis=1)
-    named = (closing[:, None] == vocabulary.roles).all(axis=2).any(axis=1)
-    i, j = i[named], j[named]
+    by_role, by_end = ((closing[:, None] == each).all(axis=2) for each in (vocabulary.roles, vocabulary.ends))
+    own = np.where(by_end.any(axis=1), by_end.argmax(axis=1) + 1, 0) if by_end.size else np.zeros_like(i)
+    ended = np.zeros(len(student.counts), np.int64)
+    ended[student.owner[i]] = own
+    at_border = rows[:, 2] == 0
+    rows[at_border, 6] = ended[student.owner[rows[at_border, 0]]]
+    named = by_role.any(axis=1) | (own > 0)
+    i, j, own = i[named], j[named], own[named]
     reasons[i] = 0
     ends = np.zeros((len(i), len(TEXT_POSITION_FIELDS)), np.int64)
-    ends[:, 0], ends[:, 1], ends[:, 5], ends[:, 7], ends[:, 8] = i, j, len(vocabulary), student.ids[i + 1], 1
+    ends[:, 0], ends[:, 1], ends[:, 5], ends[:, 6] = i, j, len(vocabulary), own
+    ends[:, 7], ends[:, 8] = student.ids[i + 1], 1
     rows = np.concatenate([rows, ends])
     return rows[np.argsort(rows[:, 0], kind="stable")]
 

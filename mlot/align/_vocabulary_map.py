@@ -7,7 +7,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from mlot.align._strings import Strings, prefix_ranges
 from mlot.align._tokens import Booleans, Integers
 from mlot.text import TextPlan
 
-_FORMAT = "mlot.vocabulary_map.1"
+_FORMAT = "mlot.vocabulary_map.2"
 _SIDES = ("student", "teacher")
-_ARRAYS = ("order", "offsets", "longest", "canonical", "segmentation", "roles")
+_ARRAYS = ("order", "offsets", "longest", "canonical", "segmentation", "roles", "ends")
 #: Maps made in this process, by what `_keys` says of their tokenizers; the latest ones are kept.
 _MADE: dict[tuple[str, str], VocabularyMap] = {}
 _REMEMBERED = 8
@@ -60,6 +60,8 @@ class VocabularyMap:
         student_bytes: bytes of each student id.
         teacher_bytes: bytes of each teacher id.
         fingerprints: what tells the student's and the teacher's tokenizer, where they are known.
+        ends: ``[teacher id, student id]`` that hold in place of ``roles`` in texts that end with both: where
+            one token of the teacher ends turns and texts, and the student has two, ``(E, 2)``.
     """
 
     order: Integers
@@ -71,6 +73,7 @@ class VocabularyMap:
     student_bytes: Strings
     teacher_bytes: Strings
     fingerprints: tuple[str, str] | None = None
+    ends: Integers = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @staticmethod
     def from_tokenizers(
@@ -101,7 +104,7 @@ class VocabularyMap:
         if home is not None and not home.is_dir():
             raise FileNotFoundError(f"folder: expected an existing folder, got {str(home)!r}")
         keys = _key(readers[0]), _key(readers[1])
-        roles = np.array(corresponding(*readers), np.int64).reshape(-1, 2)
+        roles, ends = (np.array(rows, np.int64).reshape(-1, 2) for rows in corresponding(*readers))
         file = None if home is None else home / f"{keys[0]}-{keys[1]}.mlot-map"
         kept = None if file is None else VocabularyMap._kept(file, keys)
         made = _MADE.get(keys) or kept
@@ -111,8 +114,8 @@ class VocabularyMap:
                 student.strings, teacher.strings, student.tokenize, student.preference, teacher.preference
             )
             made = VocabularyMap._of(read, roles, student.strings, teacher.strings, keys)
-        if not np.array_equal(made.roles, roles):
-            made = replace(made, roles=roles)
+        if not (np.array_equal(made.roles, roles) and np.array_equal(made.ends, ends)):
+            made = replace(made, roles=roles, ends=ends)
         _remember(keys, made)
         if file is not None and kept is None:
             made.save(file)
@@ -125,6 +128,7 @@ class VocabularyMap:
         *,
         tokenize: Callable[[bytes], Sequence[int]] | None = None,
         roles: Any = (),
+        ends: Any = (),
     ) -> VocabularyMap:
         """Map two vocabularies given by the bytes of their tokens.
 
@@ -133,13 +137,14 @@ class VocabularyMap:
             teacher_bytes: the same for the teacher.
             tokenize: the student's own tokenization, from bytes to ids; ``None``: it is not known.
             roles: ``[teacher id, student id]`` of special tokens that correspond.
+            ends: the same of those of one role that correspond to another token where both end a text.
 
         Returns:
             `VocabularyMap`.
 
         Raises:
             TypeError: an argument is of the wrong kind.
-            ValueError: a role names an id that there is not.
+            ValueError: a role names an id that there is not, or an end one without a role.
 
         >>> student = [b"t", b"th", b"e", b" "]
         >>> vocabulary = VocabularyMap.from_bytes(student, [None, b"the", b" t"])
@@ -152,9 +157,18 @@ class VocabularyMap:
             Strings.of(_strings(name, value))
             for name, value in (("student_bytes", student_bytes), ("teacher_bytes", teacher_bytes))
         )
-        rows = _role_rows(roles, len(student), len(teacher))
+        rows, others = (
+            _role_rows(name, value, len(student), len(teacher))
+            for name, value in (("roles", roles), ("ends", ends))
+        )
+        if len(np.unique(rows[:, 0])) < len(rows):
+            raise ValueError(f"roles: expected each teacher id once, got {rows[:, 0].tolist()}")
+        if not np.isin(others[:, 0], rows[:, 0]).all():
+            raise ValueError(f"ends: expected teacher ids of roles, got {others[:, 0].tolist()}")
         each = None if tokenize is None else lambda strings: [tokenize(string) for string in strings]
-        return VocabularyMap._of(readings(student, teacher, each), rows, student, teacher)
+        return replace(
+            VocabularyMap._of(readings(student, teacher, each), rows, student, teacher), ends=others
+        )
 
     @staticmethod
     def _of(
@@ -194,6 +208,7 @@ class VocabularyMap:
             self.student_vocab_size,
             self.teacher_vocab_size,
             reading,
+            self.ends,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -363,18 +378,18 @@ def _strings(name: str, value: Any) -> list[bytes | None]:
     return strings
 
 
-def _role_rows(roles: Any, student_size: int, teacher_size: int) -> Integers:
-    rows = np.asarray(roles)
+def _role_rows(field_name: str, value: Any, student_size: int, teacher_size: int) -> Integers:
+    rows = np.asarray(value)
     if not rows.size:
         return np.zeros((0, 2), np.int64)
     if rows.ndim != 2 or rows.shape[1] != 2:
-        raise ValueError(f"roles: expected [teacher id, student id] rows, got shape {rows.shape}")
+        raise ValueError(f"{field_name}: expected [teacher id, student id] rows, got shape {rows.shape}")
     if not np.issubdtype(rows.dtype, np.integer):
-        raise TypeError(f"roles: expected integers, got {rows.dtype}")
+        raise TypeError(f"{field_name}: expected integers, got {rows.dtype}")
     for side, size in enumerate((teacher_size, student_size)):
         if rows[:, side].min() < 0 or rows[:, side].max() >= size:
             name = ("teacher", "student")[side]
-            raise ValueError(f"roles: expected {name} ids 0 to {size - 1}, got {rows[:, side].tolist()}")
-    if len(np.unique(rows[:, 0])) < len(rows):
-        raise ValueError(f"roles: expected each teacher id once, got {rows[:, 0].tolist()}")
+            raise ValueError(
+                f"{field_name}: expected {name} ids 0 to {size - 1}, got {rows[:, side].tolist()}"
+            )
     return rows.astype(np.int64)

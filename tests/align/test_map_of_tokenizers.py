@@ -164,6 +164,26 @@ def test_ends_correspond_by_role():
     assert [[2, end], [other_turn, end]] == VocabularyMap.from_tokenizers(llama, other).roles.tolist()
 
 
+def test_one_end_for_all_is_what_the_student_ends_a_text_with(tmp_path):
+    llama = PreTrainedTokenizerFast(tokenizer_object=tokenizer("llama"), eos_token="</s>", bos_token="<s>")
+    end = llama.eos_token_id
+    for template, eos, role in (
+        (TEMPLATE.replace("END", "<|im_end|>"), None, "turn"),
+        (None, None, "text"),
+        (None, "<|im_end|>", "turn"),
+    ):
+        two, turn = _chat("<|im_end|>", eos=eos, template=template)
+        ids = {"turn": turn, "text": 2}
+        made = VocabularyMap.from_tokenizers(two, llama, folder=tmp_path)
+        assert [end, ids.pop(role)] in made.roles.tolist()
+        assert made.ends.tolist() == [[end, *ids.values()]]
+        made.save(tmp_path / "map")
+        assert VocabularyMap.load(tmp_path / "map").ends.tolist() == made.ends.tolist()
+        # The student's is one: the teacher's two correspond to it, and nothing else does.
+        assert not len(VocabularyMap.from_tokenizers(llama, two).ends)
+        assert not len(VocabularyMap.from_tokenizers(llama, llama).ends)
+
+
 def test_a_start_is_not_an_end():
     one = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer("byte_level"), bos_token="</s>", eos_token="</s>", pad_token="</s>"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import mlot
 from mlot.align import TokenBytes, VocabularyMap, text_positions
 from mlot.backends.torch import text as torch_text
-from text_cases import canonical_problems, check_definition, dense, made, text_problems
+from text_cases import canonical_problems, check_definition, dense, made, text_problems, two_ended_problems
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -27,6 +27,36 @@ def test_targets_by_their_definition(backend, problem):
 @given(problem=canonical_problems())
 def test_targets_inside_tokens_by_their_definition(backend, problem):
     check_definition(backend, problem)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@given(problem=two_ended_problems())
+def test_one_token_that_ends_turns_and_texts_is_what_ends_the_text(backend, problem):
+    check_definition(backend, problem)
+
+
+def test_an_end_that_the_plan_does_not_have_is_refused():
+    vocabulary = VocabularyMap.from_bytes([b"a", None, None], [b"a", None], roles=[(1, 1)], ends=[(1, 2)])
+    ids, starts, ends, special = [1, 0, 2], [0, 0, 1], [0, 1, 1], [True, False, True]
+    student = TokenBytes(ids, starts, ends, special, 1)
+    teacher = TokenBytes([1, 0, 1], starts, ends, special, 1)
+    rows = text_positions(student, teacher, "a", vocabulary)
+    assert rows[:, 6].tolist() == [1, 1]  # before "a", and before the end
+    logits = np.log([[[0.75, 0.25]] * 3])
+    for number, last in ((0, 1), (1, 2)):
+        given_rows = np.where(np.arange(9) == 6, number, rows)[None]
+        text = mlot.TextPositions(given_rows, teacher.ids[None], vocabulary.plan())
+        targets = mlot.text_targets(logits, text, student_mask=np.ones((1, 3), bool), k=2)
+        assert targets.ids[0, 1].tolist() == [0, last]
+    text = mlot.TextPositions(given_rows + (np.arange(9) == 6), teacher.ids[None], vocabulary.plan())
+    with pytest.raises(ValueError, match=r"^text.rows\[..., 6\]: expected at most 1 at depth 0, got 2"):
+        mlot.text_targets(logits, text, student_mask=np.ones((1, 3), bool), k=2)
+    for ends_given, message in (
+        ([(0, 2)], "^ends: expected teacher ids of roles, got"),
+        ([(1, 3)], "^ends: expected student ids 0 to 2, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VocabularyMap.from_bytes([b"a", None, None], [b"a", None], roles=[(1, 1)], ends=ends_given)
 
 
 @given(problem=canonical_problems())

@@ -34,6 +34,40 @@ def text_problems(draw, framed=True, reading=None):
 
 
 @st.composite
+def two_ended_problems(draw):
+    """One token of the teacher ends turns and texts, of which the student has two; either ends the text."""
+    mine, others, text, student, teacher = draw(two_tokenizations())
+    mine, others = [*mine, None], [*others, None]
+    end, besides = len(mine) - 1, len(others) - 1
+    ids = student.ids.copy()
+    if draw(st.booleans()):
+        ids[ids == 1] = end
+    student = TokenBytes(ids, student.starts, student.ends, student.special, student.total)
+    roles = [*ROLES, (besides, 1)] if draw(st.booleans()) else ROLES
+    vocabulary = VocabularyMap.from_bytes(mine, others, roles=roles, ends=[(1, end)])
+    rows = text_positions(student, teacher, text, vocabulary)
+    logits = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(
+        scale=2, size=(1, max(len(teacher), 1), len(others))
+    )
+    positions = TextPositions(
+        batch_text_positions([rows]), np.array([teacher.ids.tolist() or [0]]), vocabulary.plan()
+    )
+    problem = Problem(mine, others, text, student, teacher, None, "canonical", logits, positions)
+    problem.roles = roles
+    if _closing(student) == (end, _closing(teacher)[1]) and _closing(teacher)[0] == 1:
+        problem.roles = [(1, end), *roles[1:]]
+    return problem
+
+
+def _closing(tokens):
+    """The token that ends a text, and the byte where it does."""
+    last = len(tokens)
+    while last > 1 and tokens.special[last - 1] and tokens.ends[last - 1] == tokens.ends[last - 2]:
+        last -= 1
+    return (int(tokens.ids[last]), int(tokens.ends[last])) if last < len(tokens) else (None, None)
+
+
+@st.composite
 def canonical_problems(draw):
     """A student that reads the text as it reads the teacher's tokens, or the whole; so it has read some inside.
 
@@ -83,7 +117,7 @@ class Problem:
     def __init__(self, mine, others, text, student, teacher, tokenize, reading, logits, positions):
         self.mine, self.others, self.text = mine, others, text
         self.student, self.teacher, self.tokenize, self.reading = student, teacher, tokenize, reading
-        self.logits, self.positions = logits, positions
+        self.logits, self.positions, self.roles = logits, positions, ROLES
 
     @property
     def mask(self):
@@ -124,7 +158,7 @@ class Problem:
                 q[row[7]] += product
         there = sum(t[j, v] for v in longer + equal)
         if depth == 0:
-            for special, role in ROLES:
+            for special, role in self.roles:
                 q[role] += t[j, special]
                 there += t[j, special]
         total = sum(q.values())

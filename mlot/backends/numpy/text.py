@@ -68,8 +68,9 @@ def carried(t: Floats, position: Position, first: int, chain: float, plan: TextP
         else:
             mass[position.next] += chain
     if position.depth == 0:
+        own = plan.ends[position.borders - 1].tolist() if position.borders > 0 else [-1, -1]
         for special, role in plan.roles:
-            mass[role] += t[special]
+            mass[own[1] if special == own[0] else role] += t[special]
             there += t[special]
     return mass, float(there)
 

@@ -40,6 +40,8 @@ class _Plan(NamedTuple):
     canonical: Tensor  #: -1 where the student's own tokenization has no border, or is not known
     segmentation: Tensor
     whole: Tensor  #: column for each teacher id of which nothing has been read, ``(V_t,)``
+    ends: Tensor  #: teacher id and columns of its role and in place of this, ``(E, 3)``
+    beside: Tensor  #: other teacher ids in the column of its role, ``(E, M)``, -1 where there are fewer
     number: Tensor  #: of each teacher id, ``(V_t,)``, -1 where it is no text
     column: Tensor  #: of each student token, ``(V_s,)``
     token: Tensor  #: of each column, ``(2 + V_s,)``, -1 for the first two
@@ -65,7 +67,7 @@ def _on_device(plan: TextPlan, device: torch.device) -> _Plan:
 
 
 def _by_column(plan: TextPlan) -> _Plan:
-    order, offsets, longest, canonical, segmentation, roles = (
+    order, offsets, longest, canonical, segmentation, roles, ends = (
         torch.from_numpy(array.astype("int64"))
         for array in (
             plan.order,
@@ -74,6 +76,7 @@ def _by_column(plan: TextPlan) -> _Plan:
             plan.canonical,
             plan.segmentation,
             plan.roles.reshape(-1, 2),
+            plan.ends.reshape(-1, 2),
         )
     )
     first = offsets[:-1]
@@ -83,12 +86,15 @@ def _by_column(plan: TextPlan) -> _Plan:
     is_whole = torch.zeros(plan.student_vocab_size, dtype=torch.bool)
     is_whole[follows[follows >= 0]] = True
     is_whole[roles[:, 1]] = True
+    is_whole[ends[:, 1]] = True
     token = torch.cat([torch.tensor([-1, -1]), (~is_whole).to(torch.int8).argsort(stable=True)])
     column = torch.empty_like(token[2:])
     column[token[2:]] = torch.arange(2, len(token))
     whole = torch.full((plan.teacher_vocab_size,), _NO_TEXT)
     whole[order] = torch.where(follows < 0, _NOTHING_FOLLOWS, column[follows.clamp(min=0)])
     whole[roles[:, 0]] = column[roles[:, 1]]
+    there = [(whole == whole[n]).nonzero().flatten() for n in ends[:, 0]]
+    beside = [ids[ids != n] for ids, n in zip(there, ends[:, 0], strict=True)]
     number = torch.full((plan.teacher_vocab_size,), -1)
     number[order] = torch.arange(len(order))
     return _Plan(
@@ -98,6 +104,10 @@ def _by_column(plan: TextPlan) -> _Plan:
         torch.where(canonical < 0, -1, column[canonical.clamp(min=0)]),
         segmentation,
         whole,
+        torch.stack([ends[:, 0], whole[ends[:, 0]], column[ends[:, 1]]], 1),
+        torch.nn.utils.rnn.pad_sequence([torch.zeros(0).long(), *beside], batch_first=True, padding_value=-1)[
+            1:
+        ],
         number,
         column,
         token,
@@ -248,6 +258,12 @@ def _carried(
     elif len(at_border):
         whole = weights[of[at_border]]
         mass[at_border] = mass[at_border].scatter_add_(1, plan.whole.expand_as(whole), whole)
+    own_end = ((depth == 0) & (borders > 0)).nonzero().flatten()
+    if len(own_end):
+        ends, others = plan.ends[borders[own_end] - 1], plan.beside[borders[own_end] - 1]
+        of_others = weights[of[own_end, None], others.clamp(min=0)].masked_fill(others < 0, 0)
+        mass[own_end, ends[:, 1]] = of_others.sum(-1)
+        mass[own_end, ends[:, 2]] += weights[of[own_end], ends[:, 0]]
     inside = (depth > 0).nonzero().flatten()
     if len(inside):
         n, r = _ragged(start[inside], high[inside])
