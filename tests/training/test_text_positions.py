@@ -18,6 +18,8 @@ from training_cases import bytes_of, chat_tokenizers
 STUDENT, TEACHER = chat_tokenizers()
 SIDES = (STUDENT, TEACHER)
 VOCABULARY = VocabularyMap.from_tokenizers(STUDENT, TEACHER)
+#: What ends texts and turns on both sides; the teacher has one token for both.
+CLOSING = [*VOCABULARY.roles.tolist(), *VOCABULARY.ends.tolist()]
 WORDS = st.lists(st.sampled_from("the end hen ☃ an in — at\n".split(" ")), min_size=1, max_size=8).map(
     " ".join
 )
@@ -71,7 +73,7 @@ def _expected(sides):
         ]
         both = zip(sides, (own_end, other_end), strict=True)
         closed = [int(tokens.ids[last]) for tokens, (last, closing) in both if closing > last]
-        if closed[::-1] in VOCABULARY.roles.tolist():
+        if closed[::-1] in CLOSING:
             found.append([own_end[0] - 1, other_end[0] - 1, 0])
     return found
 
@@ -85,7 +87,7 @@ def test_rows_are_those_of_counting_bytes(example, start):
     for i, j, depth, *_, following, chain in rows.tolist():
         assert sides[0].ids[i + 1] == following
         others = sides[1].ids[j + 1 : j + 1 + chain]
-        if [others[0], following] in VOCABULARY.roles.tolist():
+        if [others[0], following] in CLOSING:
             continue
         rest, own = bytes_of(TEACHER, others)[depth:], bytes_of(STUDENT, [following])
         assert rest.startswith(own)  # the chain reaches to the end of the student's token, ...
