@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlot import _arguments, _checks
 from mlot._composite import Composite
+from mlot._packing import parts_of, summed
 from mlot._result import MultiLevelOTResult
 from mlot._student_pass import StudentPass
 from mlot.backends import get_backend
@@ -41,12 +42,14 @@ class DistillationTerms:
         distillation: the distillation term before its weight, a scalar.
         ot: everything that `mlot.multi_level_ot` (or `mlot.multi_teacher_ot`) returned, where that is the
             distillation term.
+        sequences: of several sequences in one row, what it returned for each, not reduced.
     """
 
     loss: Tensor
     cross_entropy: Tensor
     distillation: Tensor
     ot: MultiLevelOTResult | MultiTeacherResult | None = None
+    sequences: tuple[MultiLevelOTResult, ...] = ()
 
 
 class MultiLevelOTLoss(nn.Module):
@@ -105,17 +108,14 @@ class MultiLevelOTLoss(nn.Module):
         pairs: Tensor | None = None,
         text: TextPositions | None = None,
         student_columns: Tensor | None = None,
+        student_position_ids: Tensor | None = None,
+        teacher_position_ids: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see `terms`."""
+        rest: dict[str, Any] = {"pairs": pairs, "text": text, "student_columns": student_columns}
+        rest |= {"student_position_ids": student_position_ids, "teacher_position_ids": teacher_position_ids}
         return self.terms(
-            student_logits,
-            teacher_logits,
-            student_labels,
-            teacher_labels,
-            num_items_in_batch,
-            pairs=pairs,
-            text=text,
-            student_columns=student_columns,
+            student_logits, teacher_logits, student_labels, teacher_labels, num_items_in_batch, **rest
         ).loss
 
     def terms(
@@ -129,6 +129,8 @@ class MultiLevelOTLoss(nn.Module):
         pairs: Tensor | None = None,
         text: TextPositions | None = None,
         student_columns: Tensor | None = None,
+        student_position_ids: Tensor | None = None,
+        teacher_position_ids: Tensor | None = None,
     ) -> DistillationTerms:
         """Compute the loss and its terms.
 
@@ -148,6 +150,10 @@ class MultiLevelOTLoss(nn.Module):
                 Several teachers bring their own.
             text: with ``matching="text"``, where the student reads in the teacher's tokens.
             student_columns: a matching to use in place of one that is computed; see `mlot.multi_level_ot`.
+            student_position_ids: of several sequences in one row, ``(B, T_s)`` integers that start again
+                where a sequence does; each counts as if it had a row for itself.
+            teacher_position_ids: the same for the teacher, ``(B, T_t)``, whose sequences come in the same
+                order; ``None`` for traces and the like with a row for each sequence.
 
         Returns:
             `DistillationTerms`.
@@ -155,6 +161,19 @@ class MultiLevelOTLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind, shape or range.
         """
+        if student_position_ids is not None:
+            if _several(teacher_logits) or student_columns is not None:
+                raise ValueError(
+                    "student_position_ids: expected None with several teachers or student_columns, got some"
+                )
+            _student_mask(student_logits, student_labels, num_items_in_batch)
+            sides = (student_logits, teacher_logits, student_labels, teacher_labels)
+            places = (student_position_ids, teacher_position_ids)
+            parts = parts_of(*sides, *places, pairs, text)
+            nll, whole, each = summed(self.terms, parts, self.config, num_items_in_batch)
+            return replace(self._sum(nll, whole), sequences=each)
+        if teacher_position_ids is not None:
+            raise ValueError("teacher_position_ids: expected None without student_position_ids, got some")
         if _several(teacher_logits):
             for name, value in (("text", text), ("student_columns", student_columns)):
                 if value is not None:

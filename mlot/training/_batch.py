@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlot.align import TEXT_POSITION_FIELDS
+
 #: Prefix of what is the teacher's.
 TEACHER = "teacher_"
 #: Marks a batch that the student wrote.
@@ -58,24 +60,34 @@ class Batch:
     text_positions: Tensor | None = None
 
     @staticmethod
-    def of(inputs: Mapping[str, Any]) -> Batch:
+    def of(given: Mapping[str, Any]) -> Batch:
         """Sort what a collator made.
 
         Raises:
             ValueError: there are no labels.
         """
-        rest = dict(inputs)
+        rest = dict(given)
         if LABELS not in rest:
             raise ValueError(f"inputs: expected labels among them, got {', '.join(sorted(rest))}")
         names = [LABELS, TEACHER + LABELS, PAIRS, KEYS, TARGET_KEYS]
         names += [TEXT_MASK, TARGET_BYTES, TEXT_POSITIONS, ON_POLICY]
         ours = {name: rest.pop(name, None) for name in names}
         teacher = {name: rest.pop(name) for name in list(rest) if name.startswith(TEACHER)}
-        return Batch(
+        made = Batch(
             student=rest,
             teacher={name.removeprefix(TEACHER): value for name, value in teacher.items()},
             **ours,
         )
+        if made.packed:
+            # With a cache, models of transformers take a row for one sequence, whatever its positions.
+            for inputs in (made.student, made.teacher):
+                inputs |= {"use_cache": False} if inputs else {}
+        return made
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold several sequences: their positions, and no mask, say where each begins."""
+        return "position_ids" in self.student and "attention_mask" not in self.student
 
     @property
     def targets(self) -> Tensor:
@@ -118,3 +130,30 @@ def listed(row: Mapping[str, Any]) -> dict[str, Any]:
     """Columns as lists, but for the rows of the plan from the text."""
     arrays = {name for name, value in row.items() if isinstance(value, np.ndarray)} - {TEXT_POSITIONS}
     return {name: value.tolist() if name in arrays else value for name, value in row.items()}
+
+
+def packed_batch(rows: Sequence[Mapping[str, Any]], pairs: str, *, with_teacher: bool) -> dict[str, Tensor]:
+    """Examples one after the other in one row, without padding, with positions that start again at each."""
+    batch: dict[str, Tensor] = {}
+    starts = np.zeros((len(rows), 2), np.int64)
+    for side, prefix in enumerate(("", TEACHER) if with_teacher else ("",)):
+        lengths = np.array([len(row[prefix + "input_ids"]) for row in rows])
+        starts[:, side] = np.cumsum(lengths) - lengths
+        for name in ("input_ids", LABELS):
+            batch[prefix + name] = _in_one_row([row[prefix + name] for row in rows])
+        batch[prefix + LABELS][0, torch.from_numpy(starts[:, side])] = -100
+        batch[prefix + "position_ids"] = _in_one_row([np.arange(length) for length in lengths])
+    batch[TEXT_MASK] = _in_one_row([row[TEXT_MASK] for row in rows]).bool()
+    batch[TARGET_BYTES] = torch.tensor([sum(row[TARGET_BYTES] for row in rows)])
+    if pairs != "index":
+        name = PAIRS if pairs == "boundary" else TEXT_POSITIONS
+        width = 2 if name == PAIRS else len(TEXT_POSITION_FIELDS)
+        moved = [np.array(row[name], np.int64).reshape(-1, width) for row in rows]
+        for part, start in zip(moved, starts, strict=True):
+            part[:, :2] += start
+        batch[name] = _in_one_row(moved)
+    return batch
+
+
+def _in_one_row(parts: Sequence[Any]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts])[None])

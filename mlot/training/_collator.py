@@ -18,7 +18,15 @@ from mlot._hf.tokenizers import length_limit, pad_token
 from mlot._hf.tokens import tokenize
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions
 from mlot.training._arguments import CollatorPairs
-from mlot.training._batch import KEYS, TARGET_KEYS, TEXT_POSITIONS, attention_mask, listed, padded
+from mlot.training._batch import (
+    KEYS,
+    TARGET_KEYS,
+    TEXT_POSITIONS,
+    attention_mask,
+    listed,
+    packed_batch,
+    padded,
+)
 from mlot.training._examples import PreparedDataset
 from mlot.training._keys import characters_of, counted, key_makers
 from mlot.training._prepared import Prepared, prepared, runs, tell_report
@@ -41,8 +49,7 @@ class DistillationCollator:
     is *the common text*, the same characters for both models, though what is around it may differ. A text
     that the limits do not let through is cut at the last byte at which both tokenizations have a border
     within them; ``truncation`` counts what was cut. A prompt is not cut: an example whose prompt leaves no
-    room has nothing to learn, and is dropped from data sets that are tokenised beforehand. Examples are not
-    packed.
+    room has nothing to learn, and is dropped from data sets that are tokenised beforehand.
 
     Batches hold, padded,
 
@@ -79,6 +86,8 @@ class DistillationCollator:
         template_settings: what chat templates are given besides the messages.
         one_sided: what to do with reasoning and tool calls that only one side's template shows: ``"learn"``
             them on that side, ``"leave_out"``, or ``"refuse"`` the example.
+        packed: whether the examples of a batch stand in one row without padding, each a sequence of its own
+            for models that attend by ``position_ids`` and for the loss.
         on_error: ``"raise"``, or ``"skip"`` examples that cannot be read, which ``skipped`` lists.
 
     Raises:
@@ -103,6 +112,7 @@ class DistillationCollator:
         template_settings: Mapping[str, Any] | None = None,
         one_sided: OneSided = "learn",
         on_error: Literal["raise", "skip"] = "raise",
+        packed: bool = False,
     ) -> None:
         _checks.count("max_length", max_length, allow_none=True, least=2)
         _checks.count("teacher_max_length", teacher_max_length, allow_none=True, least=2)
@@ -119,6 +129,13 @@ class DistillationCollator:
             _checks.flag("keys", keys)
         _checks.flag("add_start", add_start)
         _checks.flag("add_end", add_end)
+        _checks.flag("packed", packed)
+        if packed and (keys == "both" or (keys and pairs == "text") or pad_to_multiple_of is not None):
+            raise ValueError(
+                "packed: expected False with keys='both', with keys and pairs='text', and with "
+                "pad_to_multiple_of, got True"
+            )
+        self.packed = packed
         self.tokenizers = (student_tokenizer, teacher_tokenizer)
         self._pad = [
             pad_token(f"{side}_tokenizer", each) for side, each in zip(SIDES, self.tokenizers, strict=True)
@@ -214,6 +231,9 @@ class DistillationCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples, tokenised or not."""
         rows = self._rows(examples)
+        if self.packed:
+            made = packed_batch(rows, self.pairs, with_teacher=not self.keys)
+            return made | ({KEYS: characters_of([row["teacher_key"] for row in rows])} if self.keys else {})
         batch, offset = self._side(rows, "", self._pad[0], self.padding_side)
         batch["labels"] = self._padded([row["labels"] for row in rows], -100)
         batch["text_mask"] = self._padded([row["text_mask"] for row in rows], 0).bool()

@@ -151,7 +151,7 @@ class OnPolicy:
         args, counts = self._args, dict.fromkeys(("answers", "changed", "left_out"), 0.0)
         drawn = [n for n in range(len(batches)) if self._draw(step, n).random() < args.on_policy]
         for n in drawn:
-            rows, records = self._rows(model, step, n, len(batches[n]["labels"]))
+            rows, records = self._rows(model, step, n, _size(batches[n]))
             for name in counts:
                 counts[name] += sum(record[name] for record in records) if name != "answers" else len(records)
             self._write(step, records)
@@ -301,6 +301,13 @@ def without_cross_entropy(terms: DistillationTerms, criterion: Any) -> Distillat
     """The loss on what the student wrote, which it is not to learn by heart."""
     loss = getattr(criterion, "alpha", 1.0) * terms.distillation
     return replace(terms, loss=loss, cross_entropy=torch.zeros_like(loss))
+
+
+def _size(batch: Mapping[str, Any]) -> int:
+    """Number of sequences in a batch."""
+    if "attention_mask" not in batch and "position_ids" in batch:
+        return int((batch["position_ids"] == 0).sum())
+    return len(batch["labels"])
 
 
 def _prompt_of(example: Any, name: str) -> Any:

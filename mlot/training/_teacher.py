@@ -126,7 +126,10 @@ class ModelTeacher:
         if self.model.training:
             self.model.eval()
         home = _input_device(self.model)
-        inputs = {name: value.to(home) for name, value in batch.teacher.items()}
+        inputs = {
+            name: value.to(home) if isinstance(value, Tensor) else value
+            for name, value in batch.teacher.items()
+        }
         prediction: Tensor | LinearHead
         if self._head is None:
             prediction = self.model(**inputs).logits
@@ -137,7 +140,7 @@ class ModelTeacher:
             return targets_of(prediction, batch, counted, self.config, self.plan).map(
                 lambda array: array.to(device)
             ), None
-        if self.config is None or self.config.k is None:
+        if self.config is None or self.config.k is None or batch.packed:
             return _moved(prediction, device), labels
         where = prediction.hidden.device if isinstance(prediction, LinearHead) else prediction.device
         traces = select(

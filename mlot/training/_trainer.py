@@ -82,6 +82,7 @@ class MultiLevelOTMixin(EvaluationMixin):
         if isinstance(data_collator, DistillationCollator):
             _validate.settings_of_others(args, kwargs)
             fit(data_collator, model, teacher, args)
+            _validate.packed(data_collator.packed, teacher, args, criterion)
             if args.tokenize_ahead:
                 tell = args.should_log
                 train_dataset = data_collator.prepare_all("train_dataset", train_dataset, tell=tell)
@@ -207,7 +208,11 @@ class MultiLevelOTMixin(EvaluationMixin):
             teacher, pairs = [replace(each, pairs=pairs) for each in teacher], None
         given = (student, teacher, batch.labels, predicted[1], items)
         if hasattr(self.criterion, "terms"):
-            terms: DistillationTerms = self.criterion.terms(*given, pairs=pairs)
+            places = {}
+            if batch.packed:
+                places["student_position_ids"] = batch.student["position_ids"]
+                places["teacher_position_ids"] = batch.teacher.get("position_ids")
+            terms: DistillationTerms = self.criterion.terms(*given, pairs=pairs, **places)
             return terms
         loss = self.criterion(*given, pairs=pairs)
         nll = example_sums(student, batch)[:, 0].sum().detach() / items
@@ -248,8 +253,11 @@ class MultiLevelOTMixin(EvaluationMixin):
         for name in computed if transports else ():
             values[name] = sum(weight * getattr(result, name) for weight, result in transports)
         if transports:
-            for _, result in transports if self.args.log_diagnostics_every else ():
-                self._running.keep(result, batch.targets)
+            kept = [(result, batch.targets) for _, result in transports]
+            if terms.sequences:
+                kept = [(each, each._evidence.student_positions.sum()) for each in terms.sequences]
+            for result, positions in kept if self.args.log_diagnostics_every else ():
+                self._running.keep(result, positions)
         elif terms.loss is not terms.cross_entropy:
             values["distillation"] = terms.distillation
         self._running.add(**{name: value.detach() * averaged_over for name, value in values.items()})

@@ -163,6 +163,15 @@ def settings_of_others(args: Any, kwargs: Mapping[str, Any]) -> None:
     args.dataset_kwargs = dict(args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
 
 
+def packed(value: bool, teacher: Any, args: MultiLevelOTTrainingArguments, criterion: Any) -> None:
+    """Refuse what is not made for several sequences in one row."""
+    if value and (len(given_teachers(teacher)) > 1 or criterion is not None or args.eval_distillation):
+        raise ValueError(
+            "data_collator: expected packed=False with several teachers, another criterion or "
+            "eval_distillation, got packed=True"
+        )
+
+
 def not_empty(name: str, dataset: Any) -> None:
     """Refuse data sets that have a length of 0."""
     if isinstance(dataset, Mapping):
