@@ -1,5 +1,7 @@
 """What GOLD of TRL passes to its loss: texts, settings, tokenizers, batches."""
 
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,16 @@ COMPLETIONS = [
     " the sum is four.",
     " Behind the old théâtre 🎭, to the left.",
 ]
+
+#: A step of size 1 against the gradient.
+ONE_STEP = {
+    "max_steps": 1,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "max_grad_norm": 0.0,
+}
 
 
 def settings(**changes: Any) -> SimpleNamespace:
@@ -67,3 +79,51 @@ def batch(gold: Any, *, prompts: bool = True, extended: bool = True) -> dict[str
 def spans(labels: torch.Tensor) -> list[tuple[int, int]]:
     valid = labels != -100
     return [(int(row.nonzero()[0]), int(row.sum())) for row in valid]
+
+
+def make_trainer(
+    gold: Any,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    data: tuple[list[str], list[str]] = (PROMPTS, COMPLETIONS),
+    **changes: Any,
+) -> Any:
+    """A GOLD trainer with tiny models and few examples."""
+    import datasets
+    from trl.experimental.gold import GOLDConfig
+
+    from mlot._hf.made import make_llama
+
+    student_tokenizer, teacher_tokenizer = tokenizers()
+    teacher_tokenizer.save_pretrained(folder / "teacher")
+    models = [
+        make_llama(tokenizer, width=32, layers=1, length=128, seed=seed).to(dtype)
+        for seed, tokenizer in enumerate((student_tokenizer, teacher_tokenizer))
+    ]
+    with warnings.catch_warnings():  # theirs, not ours
+        warnings.simplefilter("ignore")
+        given = {
+            "output_dir": str(folder / "out"),
+            "use_uld_loss": True,
+            "lmbda": 0.0,
+            "max_length": 96,
+            "max_completion_length": 16,
+            "per_device_train_batch_size": 3,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "bf16": False,
+            "teacher_tokenizer_name_or_path": str(folder / "teacher"),
+            "disable_tqdm": True,
+        } | changes
+        args = GOLDConfig(**given)
+        return gold.GOLDTrainer(
+            model=models[0],
+            teacher_model=models[1],
+            args=args,
+            train_dataset=datasets.Dataset.from_dict({"prompt": data[0], "completion": data[1]}),
+            processing_class=student_tokenizer,
+        )

@@ -16,7 +16,7 @@ import torch
 
 import mlot
 import mlot.trl
-from gold_cases import COMPLETIONS, PROMPTS, batch, settings, spans, tokenizers
+from gold_cases import COMPLETIONS, ONE_STEP, batch, make_trainer, settings, spans, tokenizers
 from mlot import align
 from mlot._gold import byte_pairs
 from mlot.trl import MultiLevelOTLoss
@@ -237,47 +237,6 @@ def trainer(gold: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_trainer(gold, tmp_path_factory.mktemp("gold"))
 
 
-def make_trainer(gold: Any, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    import datasets
-    from trl.experimental.gold import GOLDConfig
-
-    from mlot._hf.made import make_llama
-
-    student_tokenizer, teacher_tokenizer = tokenizers()
-    teacher_tokenizer.save_pretrained(folder / "teacher")
-    models = [
-        make_llama(tokenizer, width=32, layers=1, length=128, seed=seed).to(dtype)
-        for seed, tokenizer in enumerate((student_tokenizer, teacher_tokenizer))
-    ]
-    with warnings.catch_warnings():  # theirs, not ours
-        warnings.simplefilter("ignore")
-        given = {
-            "output_dir": str(folder / "out"),
-            "use_uld_loss": True,
-            "lmbda": 0.0,
-            "max_length": 96,
-            "max_completion_length": 16,
-            "per_device_train_batch_size": 3,
-            "max_steps": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "report_to": "none",
-            "save_strategy": "no",
-            "use_cpu": True,
-            "bf16": False,
-            "teacher_tokenizer_name_or_path": str(folder / "teacher"),
-            "disable_tqdm": True,
-        } | changes
-        args = GOLDConfig(**given)
-        return gold.GOLDTrainer(
-            model=models[0],
-            teacher_model=models[1],
-            args=args,
-            train_dataset=datasets.Dataset.from_dict({"prompt": PROMPTS, "completion": COMPLETIONS}),
-            processing_class=student_tokenizer,
-        )
-
-
 def test_gold_trains_with_the_loss_assigned(trainer: Any) -> None:
     """One line, then real steps: the loss is what the models' logits give, and the weights move."""
     trainer.uld_loss_fn = MultiLevelOTLoss.for_trainer(trainer, mlot.MultiLevelOTConfig(k=12))
@@ -347,9 +306,6 @@ def test_gold_trains_on_what_the_student_writes(trainer: Any) -> None:
     assert trainer.uld_loss_fn.last["pairs"] > 0
 
 
-ONE_STEP = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0}
-
-
 @pytest.mark.parametrize("matching", ["optimal", "text"])
 def test_accumulation_changes_no_gradient_and_terms_are_logged(
     gold: Any, tmp_path: Path, matching: str
@@ -367,7 +323,6 @@ def test_accumulation_changes_no_gradient_and_terms_are_logged(
                 per_device_train_batch_size=size,
                 gradient_accumulation_steps=parts,
                 uld_crossentropy_weight=0.5,
-                lr_scheduler_type="constant",
                 **ONE_STEP,
             )
             trainer.uld_loss_fn = MultiLevelOTLoss.for_trainer(trainer, config)
