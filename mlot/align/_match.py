@@ -17,8 +17,8 @@ from mlot.align._tokens import Booleans, Integers
 _LOOKAHEAD = 32
 _LOOKAHEAD_UNKNOWN = 1024
 #: Ways to split text that unknown tokens stand for: as BERT does, at white space, into characters.
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_SPLITS = [re.compile(split) for split in (rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]", r"\S+", r"\S", r"(?s:.)")]
+CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_SPLITS = [re.compile(split) for split in (rf"[{CJK}]|[^\W{CJK}]+|[^\w\s]", r"\S+", r"\S", r"(?s:.)")]
 _IGNORED = ("Mn", "Mc", "Me", "Cc", "Cf", "Zs", "Zl", "Zp")
 
 

@@ -30,6 +30,7 @@ def readings(
     tokenize: Callable[[list[bytes]], Sequence[Sequence[int]]] | None,
     preference: Integers | None = None,
     teacher_preference: Integers | None = None,
+    spaced: Sequence[int] = (),
 ) -> Readings:
     """Sort the teacher's tokens and read them in the student's.
 
@@ -40,13 +41,17 @@ def readings(
         preference: of student ids with the same bytes the one with the least value stands for all,
             ``(V_s,)``; ``None``: the lowest id.
         teacher_preference: the order of teacher ids with the same bytes, in the same way.
+        spaced: student ids that also stand for their bytes with a space before.
     """
     order = sort(teacher, teacher_preference)
     spelled = Strings.of([teacher[n] for n in order.tolist()])
     segments = None if tokenize is None else segment(spelled, tokenize(spelled.all()), student)
-    student_order = sort(student, preference)
     every = student.all()
-    distinct, groups = _distinct([every[n] for n in student_order.tolist()])
+    own = np.concatenate([np.arange(len(every)), np.array(spaced, np.int64)])
+    every += [b" " + every[i] for i in spaced]
+    ranked = sort(Strings.of(every), None if preference is None else preference[own])
+    distinct, groups = _distinct([every[n] for n in ranked.tolist()])
+    student_order = own[ranked]
     longest = PrefixTree.of(Strings.of(distinct)).longest(spelled)
     ids = np.full(len(longest), -1, np.int64)
     ids[longest >= 0] = student_order[groups[longest[longest >= 0]]]

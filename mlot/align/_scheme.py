@@ -54,6 +54,10 @@ class Scheme:
         """Whether a token can only begin a word: one without the mark, where continuations are marked."""
         return bool(self.prefix) and isinstance(token, str) and not token.startswith(self.prefix)
 
+    def drops_spaces(self, token: str | bytes) -> bool:
+        """Whether a token begins a word, and no token shows the space before it."""
+        return self.starts_word(token) and not (self.byte_map or self.space)
+
 
 def declared(backend: Any) -> Scheme | None:
     """Spelling that the parts of a fast tokenizer declare; ``None`` where they say nothing."""

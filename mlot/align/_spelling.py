@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import string
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mlot.align._match import CJK
 from mlot.align._reader import Reader
 from mlot.align._scheme import CHARACTER_OF, Scheme, guess, plausible
 from mlot.align._strings import Strings
@@ -16,6 +20,8 @@ from mlot.align._tokens import Integers
 
 #: Text to try spellings on: words with spaces, and a character of several bytes.
 _PROBE = "the dog sees a na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve cat"
+#: Ideographs, each of which is a word of its own, as BERT has them.
+_ALONE = re.compile(f"[{CJK}]")
 #: Character before a text that keeps wrappers from putting a space there.
 _GUARD = "\n"
 
@@ -23,10 +29,15 @@ _GUARD = "\n"
 class Spelling:
     """What every token of a tokenizer spells.
 
+    Where spaces leave no trace and continuations are marked, as with WordPiece, a token that begins a word
+    spells the space before it: after a letter, nothing else does. Punctuation and ideographs, which are words
+    of their own, may follow one or not.
+
     Attributes:
         reader: of the tokenizer.
         scheme: how its tokens spell bytes.
         strings: bytes of each id, empty for those that stand for no text.
+        spaced: ids that may follow a space that is not in their bytes.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -35,7 +46,17 @@ class Spelling:
         self.scheme: Scheme = _tried(reader, tokens) if reader.scheme is None else reader.scheme
         surfaces = reader.surfaces(self.scheme, dict(enumerate(tokens)))
         silent = reader.special | reader.unknown
-        self.strings = Strings.of([None if i in silent else surfaces[i] for i in range(len(tokens))])
+        spelled = [b"" if i in silent else surfaces[i] for i in range(len(tokens))]
+        #: Ids that begin a word, or are one, with or without a space before: punctuation and the like.
+        self.spaced: list[int] = []
+        for i, token in enumerate(tokens):
+            if token is None or not spelled[i] or i in reader.added or not self.scheme.drops_spaces(token):
+                continue
+            if _in_words(spelled[i].decode()[0]):
+                spelled[i] = b" " + spelled[i]
+            else:
+                self.spaced.append(i)
+        self.strings = Strings.of(spelled)
 
     @cached_property
     def preference(self) -> Integers:
@@ -43,9 +64,9 @@ class Spelling:
         every = self.strings.all()
         first: dict[bytes, int] = {}
         repeated: dict[bytes, list[int]] = {}
-        for i, string in enumerate(every):
-            if string and first.setdefault(string, i) != i:
-                repeated.setdefault(string, [first[string]]).append(i)
+        for i, word in enumerate(every):
+            if word and first.setdefault(word, i) != i:
+                repeated.setdefault(word, [first[word]]).append(i)
         ranks = np.zeros(len(every), np.int64)
         for tokens, ids in zip(self.tokenize(list(repeated)), repeated.values(), strict=True):
             ranks[ids] = [int(list(tokens) != [i]) for i in ids]
@@ -58,11 +79,11 @@ class Spelling:
         """
         made: list[Sequence[int]] = [()] * len(strings)
         texts: dict[int, str] = {}
-        for n, string in enumerate(strings):
+        for n, each in enumerate(strings):
             try:
-                texts[n] = string.decode()
+                texts[n] = each.decode()
             except UnicodeDecodeError:
-                made[n] = self._of_bytes(string)
+                made[n] = self._of_bytes(each)
         for n, ids in zip(texts, self._of_texts(list(texts.values())), strict=True):
             made[n] = ids
         return made
@@ -97,11 +118,17 @@ class Spelling:
             return list(self.reader.backend.encode(text, add_special_tokens=False).ids)
         return [int(i) for i in self.reader.encode(text, False)]
 
-    def _of_bytes(self, string: bytes) -> Sequence[int]:
+    def _of_bytes(self, data: bytes) -> Sequence[int]:
         model = getattr(self.reader.backend, "model", None)
         if model is None or not self.scheme.byte_map:
             return ()
-        return [token.id for token in model.tokenize("".join(map(CHARACTER_OF.__getitem__, string)))]
+        return [token.id for token in model.tokenize("".join(map(CHARACTER_OF.__getitem__, data)))]
+
+
+def _in_words(character: str) -> bool:
+    """Whether a character is part of words, and no word of its own."""
+    marks = character in string.punctuation or unicodedata.category(character)[0] == "P"
+    return not (marks or _ALONE.match(character))
 
 
 def _tokens(reader: Reader) -> list[str | bytes | None]:

@@ -60,6 +60,12 @@ class _Side:
         index = np.flatnonzero(tokens.ends > tokens.starts)
         ids, starts, ends = tokens.ids[index], tokens.joined_starts[index], tokens.joined_ends[index]
         added = strings.lengths_of(ids) - (ends - starts)
+        # A space before a word that no token covers is in the token that begins with one.
+        reached = np.append(0, ends)[: len(ends)]
+        gap = np.flatnonzero((added == 1) & (starts > np.maximum(reached, tokens.bases[tokens.owner[index]])))
+        gap = gap[(data[starts[gap] - 1] == ord(" ")) & (strings.data[strings.offsets[ids[gap]]] == ord(" "))]
+        starts[gap] -= 1
+        added[gap] = 0
         candidate = (added == 0) | (added == 1)
         known = np.where(candidate, ids, -1)
         skip = np.where(candidate, added, 0)
@@ -119,7 +125,8 @@ def text_positions(
     8. ``chain``: number of teacher tokens, from :math:`j + 1` on, that it reaches into; 1 also where these
        cannot be followed because they do not tile the text.
 
-    Bytes that no token of the student keeps, such as white space with WordPiece, count as read. At the end of
+    A space that no token covers, as with WordPiece, is a part of the token after it, if this begins a word;
+    other bytes that no token of the student keeps count as read. At the end of
     the text, where both sequences are closed by special tokens that correspond, the position before has a
     row, too: of depth 0, with all tokens in its range.
 

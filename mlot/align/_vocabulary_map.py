@@ -111,7 +111,12 @@ class VocabularyMap:
         if made is None:
             student, teacher = map(Spelling, readers)
             read = readings(
-                student.strings, teacher.strings, student.tokenize, student.preference, teacher.preference
+                student.strings,
+                teacher.strings,
+                student.tokenize,
+                student.preference,
+                teacher.preference,
+                student.spaced,
             )
             made = VocabularyMap._of(read, roles, student.strings, teacher.strings, keys)
         if not (np.array_equal(made.roles, roles) and np.array_equal(made.ends, ends)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from itertools import chain, permutations
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def _ranges(name, text):
     return byte_ranges(own, text, ids=[start, *ids, own.eos_token_id])
 
 
-@pytest.mark.parametrize(("student", "teacher"), PAIRS)
+@pytest.mark.parametrize(("student", "teacher"), permutations(sorted({*chain(*PAIRS)}), 2))
 def test_nearly_every_position_is_served(student, teacher):
     texts = [*standard_library_documents()[:20], "\n".join(SENTENCES)]
     sides = [[_ranges(name, text) for text in texts] for name in (student, teacher)]
