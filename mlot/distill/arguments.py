@@ -30,6 +30,7 @@ _DECIDED = {
     "push_to_hub": "nothing is sent to the network",
     "remove_unused_columns": "the loss needs them",
 }
+_DECIDED["eval_distillation"] = "students are compared by bits per byte, one of them without a teacher"
 _DECIDED |= {
     f"on_policy{name}": "the command trains on the text that it is given; MultiLevelOTTrainer does this"
     for name in ("", "_temperature", "_max_new_tokens", "_answers", "_changed")

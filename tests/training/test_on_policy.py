@@ -37,12 +37,14 @@ def told(ids):
     return write
 
 
-def run(folder, *, stop=4, resume=None, seed=3):
+def run(folder, *, stop=4, resume=None, seed=3, matching="optimal"):
     trainer = make_trainer(
         folder,
         model=make_student(0.2, torch.float32),
         teacher=make_teacher(0.0, torch.float32),
         dataset=PROMPTS,
+        collator=make_collator(pairs="text" if matching == "text" else "boundary"),
+        matching=matching,
         **SETTINGS | {"on_policy": 0.5},
         gradient_accumulation_steps=2,
         max_steps=4,
@@ -56,18 +58,20 @@ def run(folder, *, stop=4, resume=None, seed=3):
     return trainer.model.state_dict(), logs, answers(folder)
 
 
-def test_a_seed_gives_the_run_again_and_a_resumed_run_is_the_run(tmp_path):
-    weights, logs, written = run(tmp_path / "whole")
+@pytest.mark.parametrize("matching", ["optimal", "text"])
+def test_a_seed_gives_the_run_again_and_a_resumed_run_is_the_run(tmp_path, matching):
+    weights, logs, written = run(tmp_path / "whole", matching=matching)
     assert len(written) > 1
     assert any("on_policy_answers" in entry for entry in logs)
-    again, _, same = run(tmp_path / "again")
-    run(tmp_path / "parts", stop=2)
-    resumed, _, resumed_written = run(tmp_path / "parts", stop=2, resume=str(tmp_path / "parts/checkpoint-2"))
+    again, _, same = run(tmp_path / "again", matching=matching)
+    run(tmp_path / "parts", stop=2, matching=matching)
+    checkpoint = str(tmp_path / "parts/checkpoint-2")
+    resumed, _, resumed_written = run(tmp_path / "parts", stop=2, resume=checkpoint, matching=matching)
     for name, weight in weights.items():
         assert torch.equal(again[name], weight), name
         assert torch.equal(resumed[name], weight), name
     assert written == same == resumed_written
-    assert run(tmp_path / "other", seed=4)[2] != written
+    assert run(tmp_path / "other", seed=4, matching=matching)[2] != written
 
 
 @pytest.mark.parametrize("matching", ["assignment", "text"])
