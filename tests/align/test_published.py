@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from itertools import chain, permutations
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +48,12 @@ def _ranges(name, text):
     return byte_ranges(own, text, ids=[start, *ids, own.eos_token_id])
 
 
-@pytest.mark.parametrize(("student", "teacher"), permutations(sorted({*chain(*PAIRS)}), 2))
+@pytest.mark.parametrize(("student", "teacher"), permutations([one for one, _ in PAIRS], 2))
 def test_nearly_every_position_is_served(student, teacher):
     texts = [*standard_library_documents()[:20], "\n".join(SENTENCES)]
     sides = [[_ranges(name, text) for text in texts] for name in (student, teacher)]
     made = text_report(*sides, texts, mapped(student, teacher))
-    assert made.served_share >= 0.99, str(made)
+    assert made.served_share >= 0.999, str(made)
     assert made.warnings == ()
     assert made.nothing == 0.0
     # Pieces of characters are not tokenized by vocabularies with byte fallback, and some normalise.
