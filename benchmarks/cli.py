@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--teacher-vocabulary", type=_count, default=32000)
     step.add_argument("--width", type=_count, default=256, help="of the student's hidden states")
     step.add_argument("--layers", type=_count, default=4, help="of the student")
+    trainer = _command(commands, "trainer", "a step of mlot's Trainer beside one of TRL's GOLD", _DTYPES)
+    trainer.add_argument("--batch", type=_count, default=4, help="texts")
+    trainer.add_argument("--characters", type=_count, default=512, help="of each text")
+    trainer.add_argument("--k", type=_count, default=50, help="columns kept")
+    trainer.add_argument("--student-vocabulary", type=_count, default=2048)
+    trainer.add_argument("--teacher-vocabulary", type=_count, default=4096)
+    trainer.add_argument(
+        "--width", type=_count, default=128, help="of the student; the teacher's is twice that"
+    )
+    trainer.add_argument("--layers", type=_count, default=2, help="of both models")
     align = _command(commands, "align", "pairing the positions of two tokenizations of a text", _DTYPES)
     align.add_argument("--bytes", type=_count, help="stop after so many bytes of text (default: all of it)")
     align.add_argument("--student-vocabulary", type=_count, default=2048)

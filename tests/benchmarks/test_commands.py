@@ -37,6 +37,33 @@ def check_row(row):
         assert row["agrees"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_trainer_command(tmp_path):
+    sizes = [
+        "--batch",
+        "2",
+        "--characters",
+        "48",
+        "--student-vocabulary",
+        "300",
+        "--teacher-vocabulary",
+        "400",
+    ]
+    sizes += ["--width", "32", "--layers", "1", "--k", "12", "--repeats", "2"]
+    code, figures, markdown = run(["trainer", *sizes], tmp_path)
+    assert code == 0
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert {"cross-entropy alone", "mlot, rank", "mlot, optimal", "mlot, text"} <= set(rows)
+    for name, row in rows.items():
+        if name.startswith("GOLD") and row["status"] == "not installed":
+            continue
+        assert row["status"] == "measured"
+        assert row["gradient_norm"] > 0
+        assert row["median_seconds"] > 0
+        assert f"| {name} |" in markdown
+    assert rows["mlot, optimal"]["value"] < rows["mlot, rank"]["value"]
+
+
 def test_loss_command(tmp_path, capsys):
     threads = torch.get_num_threads()
     code, figures, markdown = run(SMALL_LOSS, tmp_path)
