@@ -23,11 +23,13 @@ def models() -> dict[str, object]:
     import torch
 
     import mlot.nn
+    import mlot.training
     import training_cases as cases
 
     return {
         "torch": torch,
         "mlot": mlot,
+        **{name: getattr(mlot.training, name) for name in mlot.training.__all__},
         "student": cases.make_student(),
         "copy_of_student": cases.make_student(),
         "teacher": cases.make_teacher(),
@@ -125,7 +127,7 @@ def test_what_the_study_found_is_what_its_results_say(found: str, said: str) -> 
 def test_times_are_those_of_the_results() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "criterion.json").read_text())
     times = {row["name"]: row["median_seconds"] for row in results["rows"] if row["median_seconds"]}
-    said = README.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    said = README.split("<!-- measured -->")[1].split("<!-- /measured -->")[0]
     for words, name in (
         ("rank matching", "mlot, rank"),
         ("optimal matching", "mlot, optimal"),
