@@ -33,7 +33,7 @@ _DECIDED = {
 _DECIDED["eval_distillation"] = "students are compared by bits per byte, one of them without a teacher"
 _DECIDED |= {
     f"on_policy{name}": "the command trains on the text that it is given; MultiLevelOTTrainer does this"
-    for name in ("", "_temperature", "_max_new_tokens", "_answers", "_changed")
+    for name in ("", "_temperature", "_max_new_tokens", "_answers", "_reuse", "_changed")
 }
 _MADE = [f"{side}_{what}" for side in ("teacher", "student") for what in ("vocabulary", "width", "layers")]
 _MADE += ["teacher_steps", "teacher_learning_rate"]

@@ -60,6 +60,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         on_policy_temperature: of the sampling.
         on_policy_max_new_tokens: most tokens of an answer.
         on_policy_answers: answers to each prompt; a batch has as many rows as others.
+        on_policy_reuse: steps that learn from the same answers, before others are written.
         on_policy_changed: what becomes of answers whose text is not tokenised as it was sampled:
             ``"retokenize"`` takes the tokenizer's tokens of the text, ``"leave_out"`` none. Both are counted.
         remove_unused_columns: must stay False, or the teacher's columns never arrive.
@@ -130,6 +131,9 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
     )
     on_policy_answers: int = field(
         default=1, metadata={"help": "Answers that the student writes to each prompt."}
+    )
+    on_policy_reuse: int = field(
+        default=1, metadata={"help": "Steps that learn from the same answers, before others are written."}
     )
     on_policy_changed: Literal["retokenize", "leave_out"] = field(
         default="retokenize",
@@ -221,6 +225,7 @@ class MultiLevelOTTrainingArguments(_LossArguments, TrainingArguments):  # type:
         _checks.divisor("on_policy_temperature", self.on_policy_temperature)
         _checks.count("on_policy_max_new_tokens", self.on_policy_max_new_tokens)
         _checks.count("on_policy_answers", self.on_policy_answers)
+        _checks.count("on_policy_reuse", self.on_policy_reuse)
         _checks.choice("on_policy_changed", self.on_policy_changed, ("retokenize", "leave_out"))
         if self.on_policy and not self.alpha:
             raise ValueError(

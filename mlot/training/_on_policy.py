@@ -132,6 +132,7 @@ class OnPolicy:
         self._examples = examples
         self._path = Path(str(args.output_dir)) / ANSWERS
         self._step: int | None = None
+        self._buffer: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
         self._end_ids: dict[type, tuple[int, ...]] = {}
         for n in range(len(examples)):
             _prompt_of(examples[n], f"train_dataset[{n}]")
@@ -147,18 +148,41 @@ class OnPolicy:
         """
         if self._step is None or step <= self._step:
             self._discard(step)
+            self._buffer = {}
         self._step = step
         args, counts = self._args, dict.fromkeys(("answers", "changed", "left_out"), 0.0)
-        drawn = [n for n in range(len(batches)) if self._draw(step, n).random() < args.on_policy]
+        written = step - step % args.on_policy_reuse
+        drawn = [n for n in range(len(batches)) if self._draw(written, n).random() < args.on_policy]
+        self._buffer = {key: rows for key, rows in self._buffer.items() if key[0] == written}
         for n in drawn:
-            rows, records = self._rows(model, step, n, _size(batches[n]))
+            rows, records = self._answers(model, step, written, n, _size(batches[n]))
             for name in counts:
                 counts[name] += sum(record[name] for record in records) if name != "answers" else len(records)
-            self._write(step, records)
+            self._write(step, n, records)
             if rows:
                 made = self._collator(rows) | {ON_POLICY: torch.ones(())}
                 batches[n] = {name: value.to(device) for name, value in made.items()}
         return {f"on_policy_{name}": torch.tensor(value) for name, value in counts.items()} if drawn else {}
+
+    def _answers(
+        self, model: nn.Module, step: int, written: int, batch: int, size: int
+    ) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
+        """Prepared answers to learn from, and a record of each that is written now."""
+        key, records = (written, batch), list[dict[str, Any]]()
+        if key not in self._buffer and step > written:
+            self._buffer[key] = self._kept(*key)
+        if not self._buffer.get(key):
+            self._buffer[key], records = self._rows(model, written, batch, size)
+        return self._buffer[key][:size], records
+
+    def _kept(self, step: int, batch: int) -> list[Mapping[str, Any]]:
+        """Answers of a step that a run that is resumed finds in its file, prepared."""
+        if not self._args.should_save or not self._path.exists():
+            return []
+        records = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        mine = [each for each in records if (each["step"], each.get("batch")) == (step, batch)]
+        rows = [self._read(self._prompt({"prompt": each["prompt"]}), each["tokens"])[0] for each in mine]
+        return [row for row in rows if row is not None]
 
     def _draw(self, step: int, batch: int, *more: int) -> np.random.Generator:
         return np.random.default_rng([int(self._args.seed), step, batch, *more])
@@ -250,13 +274,13 @@ class OnPolicy:
             kept = [line for line in lines if json.loads(line)["step"] < step]
             write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
 
-    def _write(self, step: int, records: list[dict[str, Any]]) -> None:
+    def _write(self, step: int, batch: int, records: list[dict[str, Any]]) -> None:
         if not self._args.should_save:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps({"step": step} | record, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"step": step, "batch": batch} | record, ensure_ascii=False) + "\n")
 
 
 def on_policy(

@@ -44,6 +44,7 @@ SETTINGS = {
     "on_policy_temperature": 0.9,
     "on_policy_max_new_tokens": 9,
     "on_policy_answers": 2,
+    "on_policy_reuse": 2,
     "on_policy_changed": "leave_out",
 }
 

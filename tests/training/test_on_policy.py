@@ -37,7 +37,7 @@ def told(ids):
     return write
 
 
-def run(folder, *, stop=4, resume=None, seed=3, matching="optimal"):
+def run(folder, *, stop=4, resume=None, seed=3, matching="optimal", reuse=1):
     trainer = make_trainer(
         folder,
         model=make_student(0.2, torch.float32),
@@ -45,6 +45,7 @@ def run(folder, *, stop=4, resume=None, seed=3, matching="optimal"):
         dataset=PROMPTS,
         collator=make_collator(pairs="text" if matching == "text" else "boundary"),
         matching=matching,
+        on_policy_reuse=reuse,
         **SETTINGS | {"on_policy": 0.5},
         gradient_accumulation_steps=2,
         max_steps=4,
@@ -72,6 +73,25 @@ def test_a_seed_gives_the_run_again_and_a_resumed_run_is_the_run(tmp_path, match
         assert torch.equal(resumed[name], weight), name
     assert written == same == resumed_written
     assert run(tmp_path / "other", seed=4, matching=matching)[2] != written
+
+
+def test_answers_are_learnt_from_several_times(tmp_path):
+    """Written every third step, by the student of that step; a run that is resumed between reads them again."""
+    weights, logs, written = run(tmp_path / "whole", reuse=3, seed=8)
+    assert {record["step"] for record in written} == {0, 3}
+    numbers = [entry.get("on_policy_answers", 0) for entry in logs]
+    assert numbers[1] == numbers[2] == 0 < numbers[0]
+    assert not all(
+        torch.equal(weights[name], other) for name, other in run(tmp_path / "once", seed=8)[0].items()
+    )
+    for stop in (1, 2):
+        folder = tmp_path / f"parts-{stop}"
+        run(folder, stop=stop, reuse=3, seed=8)
+        checkpoint = str(folder / f"checkpoint-{stop}")
+        resumed, _, again = run(folder, stop=stop, resume=checkpoint, reuse=3, seed=8)
+        assert again == written
+        for name, weight in weights.items():
+            assert torch.equal(resumed[name], weight), name
 
 
 @pytest.mark.parametrize("matching", ["assignment", "text"])
@@ -194,6 +214,7 @@ def test_sampling_leaves_the_random_numbers_and_the_mode_alone():
         ({"on_policy_temperature": 0.0}, "on_policy_temperature: expected"),
         ({"on_policy_max_new_tokens": 0}, "on_policy_max_new_tokens: expected"),
         ({"on_policy_answers": 0}, "on_policy_answers: expected"),
+        ({"on_policy_reuse": 0}, "on_policy_reuse: expected"),
         ({"on_policy_changed": "drop"}, "on_policy_changed: expected one of"),
         ({"on_policy": 0.5}, "on_policy: expected examples with a prompt"),
         ({"on_policy": 0.5, "criterion": lambda *a: 0}, "on_policy: expected a criterion with terms"),
