@@ -48,7 +48,7 @@ def _ranges(name, text):
     return byte_ranges(own, text, ids=[start, *ids, own.eos_token_id])
 
 
-@pytest.mark.parametrize(("student", "teacher"), permutations([one for one, _ in PAIRS], 2))
+@pytest.mark.parametrize(("student", "teacher"), list(permutations([one for one, _ in PAIRS], 2)))
 def test_nearly_every_position_is_served(student, teacher):
     texts = [*standard_library_documents()[:20], "\n".join(SENTENCES)]
     sides = [[_ranges(name, text) for text in texts] for name in (student, teacher)]
@@ -58,7 +58,9 @@ def test_nearly_every_position_is_served(student, teacher):
     assert made.nothing == 0.0
     # Pieces of characters are not tokenized by vocabularies with byte fallback, and some normalise.
     assert made.canonical > 0.98
-    assert sum(len(pairs(*both)) for both in zip(*sides, strict=True)) < made.served
+    # Ends that are paired, and do not correspond, are counted.
+    paired = sum(len(pairs(*both)) for both in zip(*sides, strict=True))
+    assert paired - made.reasons.get("end", 0) < made.served
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
