@@ -50,6 +50,34 @@ def test_adapters_beside_the_head_have_the_gradient_of_dense_logits(tmp_path, se
         torch.testing.assert_close(read[name], gradient, rtol=1e-7, atol=1e-13)
 
 
+@pytest.mark.parametrize("modules", [["lm_head"], ["c_attn"], ["c_attn", "lm_head"]])
+def test_accumulation_changes_no_gradient_of_adapters(tmp_path, modules):
+    """On the head and off it; a step of size 1 in float64."""
+    changes = []
+    for size, parts in ((8, 1), (3, 3)):
+        torch.manual_seed(0)
+        model = adapted(make_student(), {"target_modules": modules})
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.1)
+        before = {name: w.detach().clone() for name, w in model.named_parameters() if w.requires_grad}
+        trainer = make_trainer(
+            tmp_path,
+            model=model,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+        )
+        trainer.train()
+        after = dict(model.named_parameters())
+        changes.append({name: after[name].detach() - weight for name, weight in before.items()})
+    for name, change in changes[0].items():
+        assert change.any(), name
+        torch.testing.assert_close(changes[1][name], change, rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize(("side", "settings"), ON_THE_HEAD.values(), ids=ON_THE_HEAD)
 def test_adapters_on_the_head_are_refused_where_it_is_read(tmp_path, side, settings):
     """Fresh ones, too, which change no value yet; without the option the student's are trained."""

@@ -82,6 +82,24 @@ def test_sft_trainer_with_the_loss(tmp_path, head):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_accumulation_changes_no_gradient(tmp_path):
+    """That of the plain Trainer, in steps of size 1 in float64."""
+    step = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    weights = []
+    for make, size, parts in ((make_sft, 8, 1), (make_sft, 3, 3), (None, 8, 1)):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts} | step
+        trainer = make_trainer(tmp_path, **cut) if make is None else make(tmp_path, make_collator(), **cut)
+        trainer.train()
+        weights.append(dict(trainer.model.named_parameters()))
+    start = dict(make_student().named_parameters())
+    for name, weight in weights[0].items():
+        change = weight - start[name]
+        assert change.any(), name
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name] - start[name], change, rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("order", ["with a docstring's order", "a subclass of it"])
 def test_the_defaults_of_the_other_trainer_hold(tmp_path, order):
     from trl import SFTConfig
