@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from mlot._storage import write_atomically
 from mlot.nn import DistillationTerms
+from mlot.training._answers import AnswersPage, read_answers
 from mlot.training._arguments import MultiLevelOTTrainingArguments
 from mlot.training._batch import ON_POLICY
 from mlot.training._collator import DistillationCollator
@@ -137,6 +139,11 @@ class OnPolicy:
         for n in range(len(examples)):
             _prompt_of(examples[n], f"train_dataset[{n}]")
 
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """What the Trainer calls for this."""
+        return [AnswersPage(self._path)]
+
     def replace(
         self, model: nn.Module, batches: list[Any], step: int, device: torch.device
     ) -> dict[str, Tensor]:
@@ -179,8 +186,9 @@ class OnPolicy:
         """Answers of a step that a run that is resumed finds in its file, prepared."""
         if not self._args.should_save or not self._path.exists():
             return []
-        records = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        mine = [each for each in records if (each["step"], each.get("batch")) == (step, batch)]
+        mine = [
+            each for each in read_answers(self._path) if (each["step"], each.get("batch")) == (step, batch)
+        ]
         rows = [self._read(self._prompt({"prompt": each["prompt"]}), each["tokens"])[0] for each in mine]
         return [row for row in rows if row is not None]
 
@@ -270,9 +278,9 @@ class OnPolicy:
     def _discard(self, step: int) -> None:
         """Drop from the file what another run, or this one before it was stopped, wrote from a step on."""
         if self._args.should_save and self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] < step]
-            write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+            kept = [record for record in read_answers(self._path) if record["step"] < step]
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+            write_atomically(self._path, "".join(lines).encode())
 
     def _write(self, step: int, batch: int, records: list[dict[str, Any]]) -> None:
         if not self._args.should_save:

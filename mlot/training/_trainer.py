@@ -97,7 +97,11 @@ class MultiLevelOTMixin(EvaluationMixin):
             data_collator,
             train_dataset,
             eval_dataset,
-            callbacks=[RunningTerms(), *(callbacks or [])],
+            callbacks=[
+                RunningTerms(),
+                *(self._on_policy.callbacks if self._on_policy else ()),
+                *(callbacks or []),
+            ],
             **kwargs,
         )
         # Before `loss_is_scaled_for_ga` existed, this is what kept the Trainer from dividing the loss again.

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 import torch
 
 from mlot.training import DistillationCollator
+from mlot.training._answers import page
 from mlot.training._on_policy import ANSWERS, generate
 from training_cases import chat_tokenizers, make_collator, make_student, make_teacher, make_trainer
 
@@ -25,7 +26,7 @@ SETTINGS = {"on_policy": 1.0, "on_policy_max_new_tokens": 8, "per_device_train_b
 
 
 def answers(folder):
-    return [json.loads(line) for line in (folder / ANSWERS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / ANSWERS).read_text(encoding="utf-8").split("\n") if line]
 
 
 def told(ids):
@@ -169,6 +170,39 @@ def test_tokens_that_their_text_does_not_come_back_as(tmp_path):
     assert found["retokenize"]["ce"] == 0
     # where nothing is left the batch of the data stays
     assert found["leave_out"]["ce"] > 0
+
+
+def test_answers_may_hold_any_characters_that_end_lines(tmp_path):
+    text = "a\u2028b\u0085c\u2029d\re\nf\x1cg\x0bh"
+    ids = make_collator().tokenizer(text, add_special_tokens=False)["input_ids"]
+    settings = SETTINGS | {"save_strategy": "steps", "save_steps": 1, "on_policy_reuse": 2, "max_steps": 3}
+    for resume in (None, str(tmp_path / "checkpoint-1")):
+        trainer = make_trainer(tmp_path, dataset=PROMPTS, generator=told(ids), **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        assert {record["answer"] for record in answers(tmp_path)} == {text}
+        assert {record["step"] for record in answers(tmp_path)} == {0, 2}
+        assert "\u2028" in (tmp_path / ANSWERS).with_suffix(".html").read_text(encoding="utf-8")
+
+
+def test_what_was_written_is_in_a_page(tmp_path):
+    """Every answer, escaped, with what became of it, and nothing that is fetched."""
+    tokenizer = make_collator().tokenizer
+    ids = tokenizer("<b>& the", add_special_tokens=False)["input_ids"]
+    data = [{"prompt": "<i>the", "completion": " sat"}] * 2
+    make_trainer(tmp_path, dataset=data, generator=told(ids), **SETTINGS).train()
+    made = (tmp_path / ANSWERS).with_suffix(".html").read_text(encoding="utf-8")
+    assert made.count("<pre>&lt;b&gt;&amp; the</pre>") == made.count("&lt;i&gt;the") == 2
+    assert "2 answers: 2 without an end, 0 tokenised otherwise than sampled, 0 left out." in made
+    assert "<b>" not in made
+    assert "http" not in made
+    records = [{**answers(tmp_path)[0], "answer": f"a{n}"} for n in range(501)]
+    long = page(records)
+    assert "501 answers, of which the last 500 are shown" in long
+    assert ">a500<" in long
+    assert ">a0<" not in long
+    said = page([{**records[0], "prompt": CHAT[0]["messages"][:1], "left_out": True}])
+    assert "user: say the" in said
+    assert "without an end, left out" in said
 
 
 def test_several_answers_to_a_prompt(tmp_path):
