@@ -23,12 +23,16 @@ _LEAST_SERVED = 0.3
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Texts of a small alphabet in the tokens of two vocabularies, and the teacher's predictions."""
+    """Texts of a small alphabet in the tokens of two vocabularies, and the teacher's predictions.
+
+    The teacher has one special token, and the student two; ``closing`` has the one that ends each text.
+    """
 
     student: list[bytes | None]
     teacher: list[bytes | None]
     rows: Integers
     ids: Integers
+    closing: list[int]
     student_mask: Mask
     teacher_mask: Mask
     logits: Floats
@@ -126,11 +130,16 @@ def gradient_of_text_terms(subject: Subject, rng: np.random.Generator, n: int) -
 
 
 def _make(rng: np.random.Generator, n: int, single: bool) -> _Problem:
-    student, teacher = _words(rng), _words(rng)
-    vocabulary = VocabularyMap.from_bytes(student, teacher, roles=[(_START, _START)])
+    student, teacher = [*_words(rng), None], _words(rng)
+    end = len(student) - 1
+    vocabulary = VocabularyMap.from_bytes(student, teacher, roles=[(_START, _START)], ends=[(_START, end)])
     batch = int(rng.integers(1, 4))
     texts = [_text(rng, int(rng.integers(1, 12))) for _ in range(batch)]
-    sides = [[_tokens(text, words) for text in texts] for words in (student, teacher)]
+    closing = rng.choice([_START, end], size=batch).tolist()
+    sides = [
+        [_tokens(text, words, last) for text, last in zip(texts, ends, strict=True)]
+        for words, ends in ((student, closing), (teacher, [_START] * batch))
+    ]
     rows = [
         text_positions(mine, other, text.decode(), vocabulary)
         for mine, other, text in zip(*sides, texts, strict=True)
@@ -146,6 +155,7 @@ def _make(rng: np.random.Generator, n: int, single: bool) -> _Problem:
         teacher,
         batch_text_positions(rows),
         ids,
+        closing,
         rng.random((batch, lengths[0])) < 0.9,
         rng.random((batch, lengths[1])) < 0.9,
         rounded(logits, single),
@@ -163,15 +173,17 @@ def _text(rng: np.random.Generator, length: int) -> bytes:
     return bytes(rng.choice(list(b"abc"), size=length).astype(np.uint8))
 
 
-def _tokens(text: bytes, words: list[bytes | None]) -> TokenBytes:
-    """The longest token at each place, after the start token."""
+def _tokens(text: bytes, words: list[bytes | None], closing: int) -> TokenBytes:
+    """The longest token at each place, after the start token and before one that ends the text."""
     ids, ends = [_START], [0]
     while ends[-1] < len(text):
         left = text[ends[-1] :]
         fitting = [u for u, word in enumerate(words) if word and left.startswith(word)]
         ids.append(max(fitting, key=lambda u: len(words[u] or b"")))
         ends.append(ends[-1] + len(words[ids[-1]] or b""))
-    special = [True] + [False] * (len(ids) - 1)
+    special = [True] + [False] * (len(ids) - 1) + [True]
+    ids.append(closing)
+    ends.append(len(text))
     starts = np.array([0, *ends[:-1]])
     return TokenBytes(np.array(ids), starts, np.array(ends), np.array(special), len(text))
 
@@ -220,7 +232,7 @@ def _targets(problem: _Problem, temperature: float) -> tuple[Floats, Floats]:
             there = 0.0
             for v, word in enumerate(problem.teacher):
                 if v == _START and not depth:  # special tokens correspond by role
-                    q[b, i, _START] += t[b, j, v]
+                    q[b, i, problem.closing[b]] += t[b, j, v]
                     there += t[b, j, v]
                 if word is None or not word.startswith(read):
                     continue
