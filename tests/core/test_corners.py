@@ -7,43 +7,15 @@ import pytest
 import torch
 
 import mlot
-from mlot.align import VocabularyMap, batch_text_positions, text_positions
 from mlot.backends.torch import kernels as torch_kernels
 from mlot.backends.torch import rows as torch_rows
 from mlot.backends.torch import statistics
 from mlot.backends.torch.rows import DenseRows
 from mlot.backends.torch.statistics import Settings
 from problems import as_numpy
-from text_cases import ROLES, Problem, _side, check_definition, dense, made
+from text_cases import check_definition, dense, greedy, made, problem_of
 
 BACKENDS = ["numpy", "torch"]
-
-
-def problem_of(mine: list, others: list, teacher_ids: list[int], tokenize, seed: int) -> Problem:
-    text = b"".join(others[v] for v in teacher_ids)
-    sides = [_side(ids, words, len(text)) for ids, words in ((tokenize(text), mine), (teacher_ids, others))]
-    vocabulary = VocabularyMap.from_bytes(mine, others, tokenize=tokenize, roles=ROLES)
-    rows = text_positions(*sides, text, vocabulary)
-    logits = np.random.default_rng(seed).normal(scale=2, size=(1, len(sides[1]), len(others)))
-    ids = np.array([sides[1].ids.tolist()])
-    positions = mlot.TextPositions(batch_text_positions([rows]), ids, vocabulary.plan())
-    return Problem(mine, others, text, *sides, tokenize, "canonical", logits, positions)
-
-
-def greedy(mine: list, *, longest: bool = True):
-    """Tokens of bytes from the left, the longest or the shortest that fits."""
-
-    def tokenize(data: bytes) -> list[int]:
-        ids, rest = [], data
-        while rest:
-            fitting = [v for v, word in enumerate(mine) if word and rest.startswith(word)]
-            # by another rule where the rest is long, so that the longest token is not always the student's own
-            pick = max if longest or len(rest) % 3 else min
-            ids.append(pick(fitting, key=lambda v: len(mine[v])))
-            rest = rest[len(mine[ids[-1]]) :]
-        return ids
-
-    return tokenize
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -46,6 +46,8 @@ CORE = (
 TESTS = (
     "tests/core/test_closed_forms.py",
     "tests/core/test_corners.py",
+    "tests/core/test_corners_teachers.py",
+    "tests/core/test_corners_transport.py",
     "tests/core/test_golden.py",
     "tests/core/test_gradients.py",
     "tests/core/test_impossible_tokens.py",

@@ -206,6 +206,34 @@ class Problem:
         return None
 
 
+def problem_of(mine, others, teacher_ids, tokenize, seed):
+    """A text in the tokens of a teacher, and of a student that tokenizes it as it does everything."""
+    text = b"".join(others[v] for v in teacher_ids)
+    sides = [_side(ids, words, len(text)) for ids, words in ((tokenize(text), mine), (teacher_ids, others))]
+    vocabulary = VocabularyMap.from_bytes(mine, others, tokenize=tokenize, roles=ROLES)
+    rows = text_positions(*sides, text, vocabulary)
+    logits = np.random.default_rng(seed).normal(scale=2, size=(1, len(sides[1]), len(others)))
+    ids = np.array([sides[1].ids.tolist()])
+    positions = TextPositions(batch_text_positions([rows]), ids, vocabulary.plan())
+    return Problem(mine, others, text, *sides, tokenize, "canonical", logits, positions)
+
+
+def greedy(mine, *, longest=True):
+    """Tokens of bytes from the left, the longest or the shortest that fits."""
+
+    def tokenize(data):
+        ids, rest = [], data
+        while rest:
+            fitting = [v for v, word in enumerate(mine) if word and rest.startswith(word)]
+            # by another rule where the rest is long, so that the longest token is not always the student's own
+            pick = max if longest or len(rest) % 3 else min
+            ids.append(pick(fitting, key=lambda v: len(mine[v])))
+            rest = rest[len(mine[ids[-1]]) :]
+        return ids
+
+    return tokenize
+
+
 def made(problem, backend="numpy", k=None, **settings):
     logits, text, mask = problem.logits, problem.positions, problem.mask
     if backend == "torch":
