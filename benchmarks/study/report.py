@@ -52,7 +52,8 @@ def markdown(size: Size, results: Results, context: dict[str, Any]) -> str:
         "# Does it help?",
         (
             "Bits per byte of held-out text, means over seeds; differences to cross-entropy alone are paired "
-            "by seed, with Student's 95 % interval. Below 0 is better. p is adjusted by Holm's method within a table."
+            "by seed, with Student's 95 % interval. Below 0 is better. "
+            "p is adjusted by Holm's method within a table."
         ),
         *_teacher(context["teacher"]),
         f"## All methods: {first.label}, {size.compared:,} bytes of text",
@@ -79,9 +80,11 @@ def markdown(size: Size, results: Results, context: dict[str, Any]) -> str:
 def _teacher(reports: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"The teacher, SmolLM2-135M-Instruct in 4 bits, has {report['bits_per_byte']:.4f} bits per byte "
-        f"on the same windows (tokenizer of the student: {name}). {report['served'] / report['positions']:.1%} "
+        f"on the same windows (tokenizer of the student: {name}). "
+        f"{report['served'] / report['positions']:.1%} "
         "of the student's positions have a target (shared boundaries: "
-        f"{report['shared_boundaries'] / report['positions']:.1%}), which carries {report['served_mass']:.3f} of the teacher's mass there."
+        f"{report['shared_boundaries'] / report['positions']:.1%}), "
+        f"which carries {report['served_mass']:.3f} of the teacher's mass there."
         for name, report in reports.items()
     ]
 
@@ -158,7 +161,8 @@ def _looks(looks: Sequence[dict[str, Any]]) -> str:
     lines = [
         (
             "Cosine of the gradient of each term by the logits with that of the plan from the text, and, "
-            "in brackets, the share of the kept mass that a matching puts on the student's token of the same bytes."
+            "in brackets, the share of the kept mass that a matching puts on the student's token "
+            "of the same bytes."
         ),
         "",
         f"| method | {steps} |",
