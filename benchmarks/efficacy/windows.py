@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +80,9 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Tokens:
+        return Tokens(self.ids[index], self.labels[index])
 
     @property
     def targets(self) -> int:

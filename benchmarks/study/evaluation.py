@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from benchmarks.study.windows import Tokens
+from benchmarks.efficacy.windows import Tokens
 
 _READ_AT_ONCE = 64
 

@@ -17,10 +17,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from benchmarks.efficacy import store
 from benchmarks.efficacy.training import batches, fit, mean_cross_entropy, order
+from benchmarks.efficacy.windows import Tokens
+from benchmarks.efficacy.windows import tokens as tokens_of
 from benchmarks.study.evaluation import bits_per_byte
 from benchmarks.study.sizes import Setting, Size
 from benchmarks.study.texts import collect
-from benchmarks.study.windows import Side, Tokens, Window, cut
+from benchmarks.study.windows import Side, Window, cut
 from mlot._hf.made import make_llama, train_bpe
 
 #: Where `make tokenizers` puts published ones.
@@ -136,7 +138,7 @@ class Material:
             windows = windows[: self.count(tokenizer, max(self.size.amounts))]
         rows = [getattr(window, side) for window in windows]
         pad = (self.teacher_side if side == "teacher" else self.side(tokenizer)).pad
-        return Tokens.of(rows, max(map(len, rows)), pad).to(self.device)
+        return tokens_of(rows, max(map(len, rows)), pad).to(self.device)
 
     def measure(self, model: Any, tokenizer: str, split: str, side: str = "student") -> float:
         """Bits per byte of a model on a split."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -152,26 +152,16 @@ _SMALL = Size(
     tuning_seeds=(1000,),
 )
 
-_LARGE = Size(
+_LARGE = replace(
+    _SMALL,
     name="large",
     settings=(OWN, PRETRAINED, LLAMA2),
     width=128,
     layers=4,
-    vocabulary=2048,
-    length=128,
-    batch=16,
     amounts=(50_000, 100_000, 200_000, 400_000),
     compared=100_000,
-    passes=((5, 10, 20), (5, 10, 20), (3, 6, 12), (3, 6, 12)),
     measured=400,
     other_steps=1000,
-    other_rate=3e-3,
-    learning_rates=(2e-3, 6e-3),
-    alphas=(0.15, 0.9, 5.4),
-    plain_learning_rates=(7e-4, 1e-3, 2e-3, 4e-3, 6e-3, 1.2e-2),
-    pretrained_rate=0.3,
-    seeds=(0, 1, 2, 3, 4),
-    tuning_seeds=(1000,),
 )
 
 #: Presets by name.

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 import mlot
 from benchmarks.efficacy import store
+from benchmarks.efficacy.windows import Tokens
+from benchmarks.efficacy.windows import tokens as tokens_of
 from benchmarks.study.material import Material, teacher_weights
 from benchmarks.study.methods import VARIANTS
-from benchmarks.study.windows import Tokens
 from mlot.align import VocabularyMap, batch_pairs, batch_text_positions, byte_ranges, pairs, text_positions
 from mlot.baselines import StringProjection, string_projection
 
@@ -222,7 +223,7 @@ class Taught:
         """Windows that the teacher wrote, in the student's tokens; each continues one of the others."""
         side, length = self.material.side(self.tokenizer), self.material.size.length
         rows = [row[:length] for row in side.read(store.read_json(self.folder / "written.json"))]
-        return Tokens.of(rows, max(map(len, rows)), side.pad).to(self.device)
+        return tokens_of(rows, max(map(len, rows)), side.pad).to(self.device)
 
     @torch.no_grad()
     def _written(self, model: Any, number: int) -> list[str]:

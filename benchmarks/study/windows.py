@@ -1,14 +1,10 @@
-"""Windows of text as both models read them, and as tensors."""
+"""Windows of text as both models read them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
 
 from mlot._hf.tokenizers import token_ids
 
@@ -64,37 +60,3 @@ def cut(documents: Sequence[str], student: Side, teacher: Side, length: int) -> 
     texts = [text for text in texts if text.strip()]
     windows = map(Window, texts, student.read(texts), teacher.read(texts))
     return [window for window in windows if max(len(window.student), len(window.teacher)) <= length]
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """One side's tokens of some windows, padded on the right to one length.
-
-    Attributes:
-        ids: ``(N, L)`` integers.
-        labels: the same, unshifted, -100 on padding and on the first token, which only starts a text.
-    """
-
-    ids: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: Any) -> Tokens:
-        return Tokens(self.ids[index], self.labels[index])
-
-    @staticmethod
-    def of(rows: Sequence[Sequence[int]], length: int, pad: int) -> Tokens:
-        """Pad rows of ids to a length; longer ones are cut."""
-        ids = torch.full((len(rows), length), pad)
-        labels = torch.full((len(rows), length), -100)
-        for n, row in enumerate(rows):
-            some = torch.tensor(row[:length])
-            ids[n, : len(some)] = some
-            labels[n, 1 : len(some)] = some[1:]
-        return Tokens(ids, labels)
-
-    def to(self, device: torch.device) -> Tokens:
-        """The same on a device."""
-        return Tokens(self.ids.to(device), self.labels.to(device))
